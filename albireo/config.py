@@ -1,0 +1,131 @@
+"""The frozen configs: one Struct per process, derived once by the CLI, sent to each child as JSON on its stdin.
+
+A leaf. Unknown keys are fatal (`forbid_unknown_fields`), and only this module reads the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from albireo.checkpoint import GenerationDefaults, ModelConfig
+
+Dtype = Literal["bfloat16", "float32"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What bounds a step and a sequence; shared by the coordinator and the workers, since it sizes their arrays."""
+
+    max_num_seqs: int = 256
+    """Most sequences in one step."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens in one step, decodes first; a longer prompt is prefilled in chunks."""
+    max_model_len: int = 2048
+    """Most tokens in one sequence, prompt and output together."""
+    block_size: int = 16
+    """Tokens in one KV block."""
+    run_ahead: int = 2
+    """Steps planned past the last confirmed one; 0 plans a step only when the one before is confirmed."""
+    policy: SchedulingPolicy = "fcfs"
+    enable_prefix_caching: bool = True
+
+    @property
+    def max_blocks_per_seq(self) -> int:
+        return -(-self.max_model_len // self.block_size)
+
+    @property
+    def num_slots(self) -> int:
+        """Request slots in the device's state: more than max_num_seqs, so that a request whose last step is in
+        flight keeps its slot without keeping a waiting request out of the batch."""
+        return self.max_num_seqs + max(8, self.max_num_seqs // 4)
+
+
+class SegmentFds(Struct, frozen=True, forbid_unknown_fields=True):
+    """File descriptors of the engine's shared-memory segments, inherited from the supervisor, who owns them."""
+
+    plan_ring: int
+    token_rings: tuple[int, ...]
+    """One per worker rank."""
+    stats: int
+
+
+class ChildConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What every child of the supervisor has."""
+
+    name: str
+    """Unique process name, e.g. `coordinator-0`: the ZeroMQ identity, the process title and the log prefix."""
+    run_dir: str
+    """Private (0700) directory of the ipc sockets."""
+    log_level: str
+
+
+class CoordinatorConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
+    scheduler: SchedulerConfig
+    segments: SegmentFds
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    num_workers: int
+
+
+class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
+    scheduler: SchedulerConfig
+    segments: SegmentFds
+    rank: int
+    model: ModelConfig
+    model_path: str
+    device: Literal["cpu"]
+    dtype: Dtype
+    kv_cache_bytes: int
+    """Size of this worker's KV cache; the number of blocks follows from the model."""
+    num_threads: int
+    load_format: Literal["safetensors", "dummy"]
+    seed: int
+
+
+class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
+    socket_fd: int
+    """The listening socket, opened by the supervisor."""
+    scheduler: SchedulerConfig
+    segments: SegmentFds
+    model: ModelConfig
+    generation_defaults: GenerationDefaults
+    served_model_names: tuple[str, ...]
+    """The first is the one that responses carry."""
+    tokenizer_path: str
+    """Folder with tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+    chat_template: str | None
+    """Text of the template that --chat-template named; None takes the checkpoint's."""
+    api_keys: tuple[str, ...]
+    """Empty: no authentication."""
+    root_path: str
+    access_log: bool
+    shutdown_timeout_s: float
+    version: str
+
+
+def encode_config(config: ChildConfig) -> bytes:
+    """One line of JSON, as a child reads it from its stdin."""
+    return msgspec.json.encode(config) + b"\n"
+
+
+def environment_api_keys() -> tuple[str, ...]:
+    """ALBIREO_API_KEY: one key, or several separated by commas."""
+    return tuple(key for key in os.environ.get("ALBIREO_API_KEY", "").split(",") if key)
+
+
+def runtime_parent_dir() -> str:
+    """Where the private socket directory is made: systemd's RuntimeDirectory, the user's, or /tmp."""
+    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        path = os.environ.get(name)
+        first = path.split(":")[0] if path else ""
+        if first and Path(first).is_dir() and os.access(first, os.W_OK):
+            return first
+    return "/tmp"
+
+
+def under_journald() -> bool:
+    """True when stderr goes to the systemd journal, which adds its own timestamps and reads <N> priorities."""
+    return bool(os.environ.get("JOURNAL_STREAM"))

@@ -1,0 +1,88 @@
+"""Typed errors and the one table that maps them to HTTP statuses and OpenAI error bodies.
+
+A leaf. Messages of `RequestError` are shown to clients: they name the field and the bound and hold nothing internal.
+"""
+
+from msgspec import Struct
+
+
+class RequestError(Exception):
+    """What a client got wrong. `field` is the request field's path, e.g. `messages[1].role`."""
+
+    status = 400
+    error_type = "invalid_request_error"
+    code: str | None = None
+
+    def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        if code is not None:
+            self.code = code
+
+
+class AuthenticationError(RequestError):
+    """No API key, or one that is not ours."""
+
+    status = 401
+    error_type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(RequestError):
+    """No such route or model."""
+
+    status = 404
+    error_type = "not_found_error"
+
+
+class MethodNotAllowedError(RequestError):
+    status = 405
+
+
+class BodyTooLargeError(RequestError):
+    """More bytes than limits.MAX_BODY_BYTES."""
+
+    status = 413
+    error_type = "request_too_large"
+
+
+class UnavailableError(RequestError):
+    """Starting or stopping; the answer carries Retry-After."""
+
+    status = 503
+    error_type = "service_unavailable"
+
+
+class InternalError(RequestError):
+    """Our fault. The client sees a fixed text and the request id; the log has the rest."""
+
+    status = 500
+    error_type = "internal_error"
+
+
+class ErrorDetail(Struct, frozen=True):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct, frozen=True):
+    """OpenAI's error response."""
+
+    error: ErrorDetail
+
+
+def error_body(error: RequestError) -> ErrorBody:
+    return ErrorBody(ErrorDetail(error.message, error.error_type, error.field, error.code))
+
+
+class StartupError(Exception):
+    """The server cannot start: one line that says why and what to do. The supervisor exits with `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,57 @@
+"""Every bound on a request, each with its reason.
+
+A request is checked against these in the frontend, before the coordinator hears of it; the shared-memory layouts
+are sized from the same numbers, so that nothing a client sends can overrun a fixed-size record.
+"""
+
+from typing import Final
+
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+"""Largest HTTP body. A 1M-token prompt given as JSON ids is about 7 MB; counted while reading, before buffering."""
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""Largest HTTP header block; uvicorn's h11/httptools buffers are otherwise filled by a client at leisure."""
+
+MAX_JSON_DEPTH: Final = 64
+"""Deepest nesting of a request body. Real bodies have under ten levels; a parser's recursion is not for clients."""
+
+MAX_MESSAGES: Final = 4096
+"""Most messages in one chat: beyond this the template's rendering time, not the model, decides the latency."""
+
+MAX_N: Final = 1
+"""Samples per prompt (`n`). More needs KV blocks shared between samples, which does not exist yet."""
+
+MAX_STOP_STRINGS: Final = 4
+"""OpenAI's bound on `stop`; each costs a search in every piece of text."""
+
+MAX_STOP_STRING_CHARS: Final = 256
+"""Longest stop string: the tail of a stream held back from the client is one character shorter than this."""
+
+MAX_STOP_TOKEN_IDS: Final = 16
+"""Stop ids kept on the device per request, the model's own EOS ids included (a fixed-width table)."""
+
+MAX_CACHE_SALT_CHARS: Final = 256
+"""Longest `cache_salt`; it is hashed once per request."""
+
+MAX_USER_CHARS: Final = 512
+"""Longest `user` field; it is accepted for OpenAI compatibility and not stored."""
+
+MIN_PRIORITY: Final = -(2**31)
+MAX_PRIORITY: Final = 2**31 - 1
+"""`priority` is a signed 32-bit number; lower runs first."""
+
+MAX_TEMPERATURE: Final = 2.0
+"""OpenAI's upper bound on `temperature`."""
+
+MAX_TOP_K: Final = 2**31 - 1
+"""`top_k` is a signed 32-bit number on the device; 0 or -1 turns it off, above the vocabulary it changes nothing."""
+
+MAX_SEED: Final = 2**63 - 1
+MIN_SEED: Final = -(2**63)
+"""`seed` is a signed 64-bit number in OpenAI's API; the device sees its 64 bits as unsigned."""
+
+TEMPLATE_TIMEOUT_S: Final = 2.0
+"""Deadline for rendering a chat template (security.md, chat templates)."""
+
+MAX_STREAM_BACKLOG_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of unsent stream a slow reader may leave behind before it is cut off."""

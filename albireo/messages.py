@@ -1,0 +1,169 @@
+"""Every message between processes: msgspec Structs over ZeroMQ as msgpack. Nothing else travels, never pickle.
+
+Request path     frontend (DEALER) -> coordinator (ROUTER): `Submit`, `Abort`
+Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`
+Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `Fatal`
+                 supervisor -> child: `EngineReady`, `Stop`
+
+Each socket has one typed decoder (the `*_decoder` functions below), so a wrong message is an error where it arrives.
+Arrays travel as little-endian bytes (`numpy.frombuffer` reads them without a loop over rows).
+Doorbells carry no message: they are empty frames, and the rings' sequence numbers are the truth.
+"""
+
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from albireo import limits
+
+Uint64 = Annotated[int, Meta(ge=0, lt=2**64)]
+
+
+class Finish(IntEnum):
+    """Why a row's token is its request's last; one byte in the token ring and in `Tokens.finish`."""
+
+    NONE = 0
+    """The request goes on."""
+    EOS = 1
+    """The model's end-of-sequence id, found on the device."""
+    STOP_TOKEN = 2
+    """One of the request's `stop_token_ids`, found on the device."""
+    LENGTH = 3
+    """`max_tokens` or the model's context is used up; known to the coordinator when it plans."""
+    ABORT = 4
+    """The engine ended it; the row carries no token (-1)."""
+
+
+class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a request's tokens are chosen. Validated by the frontend; bounds are repeated here for the decoder."""
+
+    max_tokens: Annotated[int, Meta(ge=1)]
+    temperature: Annotated[float, Meta(ge=0.0, le=limits.MAX_TEMPERATURE)] = 1.0
+    """0 is greedy: the largest logit, the smallest id among equals."""
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=limits.MAX_TOP_K)] = 0
+    """0: all tokens."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    seed: Uint64 = 0
+    """Key of the counter-based RNG. The frontend draws one when the client gives none."""
+    stop_token_ids: Annotated[tuple[int, ...], Meta(max_length=limits.MAX_STOP_TOKEN_IDS)] = ()
+    """The client's stop ids, without the model's EOS ids."""
+    ignore_eos: bool = False
+
+
+class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A request, tokenised and checked. `request_id` is the frontend's own number, unique in its lifetime."""
+
+    request_id: Uint64
+    prompt_token_ids: bytes
+    """int32[n_prompt_tokens], little-endian, n >= 1."""
+    sampling: SamplingParams
+    priority: Annotated[int, Meta(ge=limits.MIN_PRIORITY, le=limits.MAX_PRIORITY)] = 0
+    """Lower runs first, under `--scheduling-policy priority`."""
+    cache_salt: str = ""
+    """Requests share prefix-cache blocks only with requests of the same salt."""
+
+
+class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Drop these requests: client gone, or a stop string was found. Unknown ids are ignored; nothing is answered."""
+
+    request_ids: list[Uint64]
+
+
+class Admitted(Struct, frozen=True, array_like=True):
+    """A request's first scheduling: how much of its prompt came from the prefix cache."""
+
+    request_id: Uint64
+    num_cached_tokens: int
+
+
+class Tokens(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """What one confirmed step produced for one frontend: parallel arrays with one entry per row.
+
+    A request's rows come in order, one token each; a row whose `finish` is not `Finish.NONE` is its request's last.
+    A row of `Finish.ABORT` has token -1.
+    """
+
+    step: int
+    request_ids: bytes
+    """uint64[n_rows]"""
+    token_ids: bytes
+    """int32[n_rows]"""
+    finish: bytes
+    """uint8[n_rows], values of `Finish`"""
+    admitted: list[Admitted] = []
+    """Requests whose first chunk was scheduled since the last message; sent before or with their first token."""
+
+
+class Rejected(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The coordinator cannot run this request; its one terminal event. `message` may be shown to the client."""
+
+    request_id: Uint64
+    field: str
+    message: str
+
+
+class Progress(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A child's start-up progress, for the supervisor's display."""
+
+    stage: str
+    fraction: Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class WorkerReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A worker has loaded its weights, allocated its KV blocks and run one warm-up step."""
+
+    num_kv_blocks: Annotated[int, Meta(ge=1)]
+    device: str
+
+
+class EngineReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """All workers are ready; the engine has this many KV blocks (the smallest worker's)."""
+
+    num_kv_blocks: Annotated[int, Meta(ge=1)]
+
+
+class Ready(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A coordinator or frontend serves from now on."""
+
+
+class Fatal(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A child is about to exit and says why in one line. `exit_code` is the supervisor's: 3 failed start, 1 else."""
+
+    message: str
+    exit_code: int = 1
+
+
+class Stop(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The supervisor asks a child to end cleanly."""
+
+
+ToCoordinator = Submit | Abort
+ToFrontend = Tokens | Rejected
+ToSupervisor = Progress | WorkerReady | Ready | Fatal
+FromSupervisor = EngineReady | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Struct) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def coordinator_decoder() -> msgspec.msgpack.Decoder[ToCoordinator]:
+    return msgspec.msgpack.Decoder(ToCoordinator)
+
+
+def frontend_decoder() -> msgspec.msgpack.Decoder[ToFrontend]:
+    return msgspec.msgpack.Decoder(ToFrontend)
+
+
+def supervisor_decoder() -> msgspec.msgpack.Decoder[ToSupervisor]:
+    return msgspec.msgpack.Decoder(ToSupervisor)
+
+
+def child_decoder() -> msgspec.msgpack.Decoder[FromSupervisor]:
+    return msgspec.msgpack.Decoder(FromSupervisor)

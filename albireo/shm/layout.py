@@ -1,0 +1,150 @@
+"""Every byte of shared memory: one numpy structured dtype per record, explicit offsets, one writer per field.
+
+Four kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
+
+plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
+token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
+stats        the engine's counters: the coordinator and the workers write, frontends read (`shm.stats`)
+
+Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
+then the ZeroMQ doorbell. Sequence numbers start at 1 and never repeat; 0 is a slot that was never written.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from albireo.limits import MAX_STOP_TOKEN_IDS
+
+MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
+VERSION: Final = 1
+CACHE_LINE: Final = 64
+"""Bytes. Cursors of different writers lie on different cache lines."""
+ALIGNMENT: Final = 64
+
+
+def record(size: int, **fields: tuple[object, int]) -> np.dtype[np.void]:
+    """A structured dtype of `size` bytes with every field at its stated offset, checked for overlaps."""
+    names, formats, offsets = [], [], []
+    end = 0
+    for name, (fmt, offset) in fields.items():
+        dtype = np.dtype(fmt)  # type: ignore[call-overload]
+        if offset < end or offset % dtype.base.alignment:
+            raise ValueError(f"field {name} at offset {offset} overlaps or is misaligned")
+        names.append(name)
+        formats.append(dtype)
+        offsets.append(offset)
+        end = offset + dtype.itemsize
+    if end > size:
+        raise ValueError(f"fields need {end} bytes, the record has {size}")
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+SEGMENT_HEADER: Final = record(
+    64,
+    magic=("<u8", 0),
+    version=("<u4", 8),
+    kind=("<u4", 12),
+    num_slots=("<u4", 16),
+    slot_bytes=("<u4", 20),
+    num_consumers=("<u4", 24),
+    # what the slots' arrays were sized from, so that two builds that differ refuse each other
+    max_rows=("<u4", 28),
+    max_tokens=("<u4", 32),
+    max_appends=("<u4", 36),
+)
+"""First bytes of every segment. Written once by the supervisor, before any child starts."""
+
+KIND_PLAN_RING: Final = 1
+KIND_TOKEN_RING: Final = 2
+KIND_STATS: Final = 3
+
+CURSOR: Final = record(CACHE_LINE, sequence=("<u8", 0))
+"""A ring position on a cache line of its own. `published`: written by the producer; one `consumed` per consumer,
+written by that consumer once the *device* is done with the slot."""
+
+PLAN_HEADER: Final = record(
+    128,
+    sequence=("<u8", 0),
+    planned_ns=("<i8", 8),
+    num_rows=("<i4", 16),
+    rows_changed=("<i4", 20),
+    num_chunks=("<i4", 24),
+    num_chunk_tokens=("<i4", 28),
+    num_admissions=("<i4", 32),
+    num_appends=("<i4", 36),
+    num_retired=("<i4", 40),
+)
+"""A step plan's first bytes; the arrays follow. Writer: the coordinator.
+
+`sequence` is the step number. `num_rows` decode rows come first in the batch, in the order of the last `rows` array
+that was shipped: it is shipped only when `rows_changed`, so a steady decode step carries no row at all."""
+
+CHUNK: Final = record(16, slot=("<i4", 0), start=("<i4", 4), num_tokens=("<i4", 8), samples=("<i4", 12))
+"""A piece of a prompt: tokens [start, start + num_tokens) of the sequence in `slot`; `samples` is 1 for the last
+piece, whose final position yields the next token."""
+
+ADMISSION: Final = record(
+    128,
+    slot=("<i4", 0),
+    generation=("<u4", 4),
+    seed=("<u8", 8),
+    temperature=("<f4", 16),
+    top_p=("<f4", 20),
+    min_p=("<f4", 24),
+    top_k=("<i4", 28),
+    num_eos_ids=("<i4", 32),
+    num_stop_ids=("<i4", 36),
+    stop_ids=(("<i4", (MAX_STOP_TOKEN_IDS,)), 40),
+)
+"""A request enters `slot`. `stop_ids` holds the EOS ids (`num_eos_ids`, none under ignore_eos) and behind them the
+request's own stop ids (`num_stop_ids`)."""
+
+BLOCK_APPEND: Final = record(12, slot=("<i4", 0), index=("<i4", 4), block=("<i4", 8))
+"""block_table[slot, index] = block."""
+
+TOKEN_HEADER: Final = record(
+    64,
+    sequence=("<u8", 0),
+    num_rows=("<i4", 8),
+    begin_ns=("<i8", 16),
+    end_ns=("<i8", 24),
+)
+"""One step's results; the row arrays follow. Writer: the worker that owns the ring.
+`begin_ns` and `end_ns` (CLOCK_MONOTONIC) bound the device's work on the step."""
+
+TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
+"""A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step);
+`finish` is a `messages.Finish` (NONE, EOS or STOP_TOKEN; the coordinator knows LENGTH by itself)."""
+
+ENGINE_STATS: Final = record(
+    512,
+    # written by the coordinator, once a step
+    heartbeat_ns=("<i8", 0),
+    step=("<u8", 8),
+    num_running=("<i8", 16),
+    num_waiting=("<i8", 24),
+    num_blocks=("<i8", 32),
+    num_blocks_used=("<i8", 40),
+    prefix_cache_queries=("<u8", 48),
+    prefix_cache_hits=("<u8", 56),
+    prompt_tokens=("<u8", 64),
+    generation_tokens=("<u8", 72),
+    num_preemptions=("<u8", 80),
+    num_steps=("<u8", 88),
+    num_confirmed_steps=("<u8", 96),
+    finished_stop=("<u8", 104),
+    finished_length=("<u8", 112),
+    finished_abort=("<u8", 120),
+    progress_ns=("<i8", 128),
+    step_device_ns=("<u8", 136),
+    step_exposed_ns=("<u8", 144),
+    num_blocks_cached=("<i8", 152),
+)
+"""The engine's gauges and counters (since start). Writer: the coordinator. Readers: frontends, on /metrics and
+/health. Each field is read on its own; fields of one read may be a step apart. `progress_ns`: when a step was last
+confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
+between the end of a step and the begin of the next while there was one to run."""
+
+WORKER_HEARTBEAT: Final = record(CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), state=("<i8", 16))
+"""One per worker, in the stats segment behind ENGINE_STATS. Writer: that worker, before and after each step."""
