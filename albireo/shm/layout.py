@@ -73,12 +73,12 @@ PLAN_HEADER: Final = record(
     num_chunk_tokens=("<i4", 28),
     num_admissions=("<i4", 32),
     num_appends=("<i4", 36),
-    num_retired=("<i4", 40),
 )
 """A step plan's first bytes; the arrays follow. Writer: the coordinator.
 
 `sequence` is the step number. `num_rows` decode rows come first in the batch, in the order of the last `rows` array
-that was shipped: it is shipped only when `rows_changed`, so a steady decode step carries no row at all."""
+that was shipped: it is shipped only when `rows_changed`, so a steady decode step carries no row at all. A request
+that left the batch is one that the new `rows` no longer names."""
 
 CHUNK: Final = record(16, slot=("<i4", 0), start=("<i4", 4), num_tokens=("<i4", 8), samples=("<i4", 12))
 """A piece of a prompt: tokens [start, start + num_tokens) of the sequence in `slot`; `samples` is 1 for the last

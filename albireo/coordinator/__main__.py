@@ -1,0 +1,67 @@
+"""The coordinator process: `python -m albireo.coordinator`, started by the supervisor."""
+
+import os
+import time
+
+import zmq
+
+from albireo import child, sockets
+from albireo.config import CoordinatorConfig
+from albireo.coordinator.coordinator import Coordinator
+from albireo.coordinator.scheduler import Scheduler
+from albireo.coordinator.telemetry import Telemetry
+from albireo.messages import EngineReady, Ready, Stop
+from albireo.shm.plan_ring import PlanRing
+from albireo.shm.stats import EngineStats
+from albireo.shm.token_ring import TokenRing
+
+RECHECK_MS = 20
+"""With steps in flight: how long a lost doorbell can delay a step."""
+IDLE_MS = 500
+"""With nothing to do: how often the heartbeat is renewed."""
+
+
+def wait_for_engine(control: child.Control) -> int | None:
+    """Number of KV blocks once all workers are ready; None when the server stops before that."""
+    while True:
+        match control.wait(IDLE_MS):
+            case EngineReady(num_kv_blocks=num_kv_blocks):
+                return num_kv_blocks
+            case Stop():
+                return None
+
+
+def run(config: CoordinatorConfig) -> None:
+    """Serves until the supervisor says Stop."""
+    context = zmq.Context()
+    control = child.Control(context, config)
+    frontends = sockets.open_socket(context, zmq.ROUTER)
+    frontends.setsockopt(zmq.SNDHWM, 0)  # a lagging frontend's tokens wait in memory; its own limits cut clients off
+    frontends.bind(sockets.coordinator_address(config.run_dir))
+    token_bell = sockets.token_bell_listener(context, config.run_dir)
+    plan_bell = sockets.plan_bell(context, config.run_dir)
+    num_blocks = wait_for_engine(control)
+    if num_blocks is None:
+        return
+    coordinator = Coordinator(
+        config,
+        Scheduler(config.scheduler, num_blocks, config.eos_token_ids, hash_key=os.urandom(32)),
+        PlanRing(config.scheduler, config.num_workers).writer(config.segments.plan_ring),
+        [TokenRing(config.scheduler).reader(fd) for fd in config.segments.token_rings],
+        frontends,
+        plan_bell,
+        Telemetry(EngineStats(config.segments.stats).engine),
+        time.monotonic_ns,
+    )
+    control.send(Ready())
+    poller = zmq.Poller()
+    for socket in (frontends, token_bell, control.socket):
+        poller.register(socket, zmq.POLLIN)
+    while not isinstance(control.poll(), Stop):
+        sockets.drain(token_bell)
+        coordinator.step()
+        poller.poll(RECHECK_MS if coordinator.is_busy else IDLE_MS)
+
+
+if __name__ == "__main__":
+    run(child.start(CoordinatorConfig))

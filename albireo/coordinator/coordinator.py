@@ -1,0 +1,188 @@
+"""The coordinator actor: one `step` is receive, confirm, plan, answer.
+
+It hears of requests over ZeroMQ and of tokens through the token rings; what it decides goes into the plan ring.
+Planning comes before answering: the workers are never kept waiting for the frontends.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from albireo import sockets
+from albireo.config import CoordinatorConfig
+from albireo.coordinator.outputs import token_messages
+from albireo.coordinator.request import Request
+from albireo.coordinator.run_ahead import RunAhead
+from albireo.coordinator.scheduler import ConfirmedRows, Scheduler
+from albireo.coordinator.telemetry import Telemetry
+from albireo.limits import MAX_STOP_TOKEN_IDS
+from albireo.messages import Abort, Rejected, Submit, ToCoordinator, ToFrontend, coordinator_decoder, encode
+from albireo.shm.plan_ring import PlanWriter
+from albireo.shm.token_ring import TokenReader
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGES_PER_STEP = 256
+"""Messages taken between two plans: a flood of requests delays planning by a bounded time."""
+
+
+class Coordinator:
+    """State and step of the process. Sockets, rings, clock and telemetry are handed in."""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        scheduler: Scheduler,
+        plans: PlanWriter,
+        tokens: list[TokenReader],
+        frontends: "zmq.Socket[bytes]",
+        bell: sockets.Bell,
+        telemetry: Telemetry,
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._scheduler = scheduler
+        self._plans = plans
+        self._tokens = tokens
+        self._frontends = frontends
+        self._bell = bell
+        self._telemetry = telemetry
+        self._clock_ns = clock_ns
+        self._run_ahead = RunAhead(config.scheduler.run_ahead)
+        self._decoder = coordinator_decoder()
+        self._identities: list[bytes] = []
+        """ZeroMQ identities of the frontends heard from; a frontend's index is its place here."""
+        self._requests: dict[tuple[int, int], Request] = {}
+        """By (frontend, request id): everything that has not had its terminal event."""
+        self._num_arrived = 0
+        self._num_confirmed = 0
+        self._outbox: list[tuple[int, ToFrontend]] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """True while steps are in flight: the next wake-up is due soon."""
+        return self._scheduler.num_in_flight > 0
+
+    def step(self) -> None:
+        """Takes what has arrived, plans as far as it may, answers. Never blocks."""
+        self._receive()
+        self._confirm()
+        self._plan()
+        self._answer()
+        self._telemetry.publish(self._clock_ns(), self._scheduler, self._plans.next_step - 1, self._num_confirmed)
+
+    # -- receive ------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        for _ in range(MAX_MESSAGES_PER_STEP):
+            try:
+                identity, data = self._frontends.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._handle(self._frontend_index(identity), self._decoder.decode(data))
+            except msgspec.MsgspecError:
+                log.exception("dropped a message of %s that is none of ours", identity.decode())
+
+    def _frontend_index(self, identity: bytes) -> int:
+        if identity not in self._identities:
+            self._identities.append(identity)
+        return self._identities.index(identity)
+
+    def _handle(self, frontend: int, message: ToCoordinator) -> None:
+        match message:
+            case Submit():
+                self._submit(frontend, message)
+            case Abort():
+                for request_id in message.request_ids:
+                    request = self._requests.pop((frontend, request_id), None)
+                    if request is not None:
+                        self._scheduler.abort(request)
+
+    def _submit(self, frontend: int, message: Submit) -> None:
+        whole = len(message.prompt_token_ids) // 4 * 4
+        tokens = np.frombuffer(message.prompt_token_ids[:whole], np.int32)
+        problem = self._problem(frontend, message, tokens)
+        if problem is None:
+            request = self._request(frontend, message, tokens)
+            capacity = self._scheduler.capacity_error(request)
+            if capacity is None:
+                self._requests[frontend, message.request_id] = request
+                self._scheduler.submit(request)
+                return
+            problem = ("max_tokens", capacity)
+        self._outbox.append((frontend, Rejected(message.request_id, *problem)))
+
+    def _problem(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> tuple[str, str] | None:
+        """(field, text) of what makes the request impossible. Frontends check the same; a request that slips
+        through must not end the engine."""
+        sampling, limit = message.sampling, self._config.scheduler.max_model_len
+        if (frontend, message.request_id) in self._requests:
+            return "request_id", "this request id is in use"
+        if not tokens.size or tokens.size >= limit:
+            return "prompt", f"the prompt has {tokens.size} tokens; between 1 and {limit - 1} are possible"
+        if tokens.min() < 0 or tokens.max() >= self._config.vocab_size:
+            return "prompt", f"token ids must lie between 0 and {self._config.vocab_size - 1}"
+        num_eos = 0 if sampling.ignore_eos else len(self._config.eos_token_ids)
+        if num_eos + len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            return "stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS - num_eos} ids are possible"
+        return None
+
+    def _request(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> Request:
+        self._num_arrived += 1
+        return Request(
+            frontend=frontend,
+            request_id=message.request_id,
+            sampling=message.sampling,
+            tokens=tokens,
+            num_prompt_tokens=tokens.size,
+            max_total_tokens=min(tokens.size + message.sampling.max_tokens, self._config.scheduler.max_model_len),
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+            arrival=self._num_arrived,
+        )
+
+    # -- confirm, plan, answer ----------------------------------------------------------------------------------
+
+    def _confirm(self) -> None:
+        ring = self._tokens[0]
+        while (slot := ring.poll()) is not None:
+            header = slot.header[0]
+            rows: npt.NDArray[Any] = slot.rows[: int(header["num_rows"])].copy()
+            self._run_ahead.observe(int(header["begin_ns"]), int(header["end_ns"]))
+            self._telemetry.observe_step(int(header["begin_ns"]), int(header["end_ns"]), self._scheduler.num_in_flight)
+            ring.consume()
+            self._num_confirmed += 1
+            self._deliver(self._scheduler.confirm(rows))
+
+    def _deliver(self, rows: ConfirmedRows) -> None:
+        admitted, self._scheduler.admitted = self._scheduler.admitted, {}
+        self._outbox.extend(token_messages(self._num_confirmed, rows, admitted).items())
+        for index in np.flatnonzero(rows.finish).tolist():
+            del self._requests[int(rows.frontends[index]), int(rows.request_ids[index])]
+
+    def _plan(self) -> None:
+        planned = False
+        while (
+            self._scheduler.num_in_flight <= self._run_ahead.depth
+            and self._plans.has_room()
+            and self._scheduler.has_work
+        ):
+            plan = self._plans.next_slot()
+            if not self._scheduler.plan(plan):
+                break
+            plan.header["planned_ns"] = self._clock_ns()
+            self._plans.publish()
+            planned = True
+        if planned:
+            self._bell.ring()
+
+    def _answer(self) -> None:
+        for frontend, message in self._outbox:
+            self._frontends.send_multipart([self._identities[frontend], encode(message)])
+        self._outbox.clear()

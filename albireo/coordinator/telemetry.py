@@ -1,0 +1,50 @@
+"""The engine's counters, as the coordinator writes them into shared memory for whoever asks."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from albireo.coordinator.scheduler import Scheduler
+
+
+class Telemetry:
+    """Writer of ENGINE_STATS."""
+
+    def __init__(self, stats: npt.NDArray[Any]) -> None:
+        self._stats = stats
+        self._device_ns = 0
+        self._exposed_ns = 0
+        self._last_end_ns = 0
+
+    def observe_step(self, begin_ns: int, end_ns: int, num_in_flight: int) -> None:
+        """A confirmed step's time on the device, `num_in_flight` counting it. The gap before it counts as exposed
+        unless the engine was idle in between."""
+        self._device_ns += end_ns - begin_ns
+        if self._last_end_ns:
+            self._exposed_ns += begin_ns - self._last_end_ns
+        # with nothing behind it in flight, the pipeline may run dry: the next gap is idleness
+        self._last_end_ns = end_ns if num_in_flight > 1 else 0
+
+    def publish(self, now_ns: int, scheduler: Scheduler, num_planned: int, num_confirmed: int) -> None:
+        """Once a coordinator step: about twenty stores."""
+        stats, counters, pool = self._stats, scheduler.counters, scheduler.pool
+        if int(stats["num_confirmed_steps"][0]) != num_confirmed or not scheduler.has_work:
+            stats["progress_ns"] = now_ns
+        stats["heartbeat_ns"] = now_ns
+        stats["num_steps"] = num_planned
+        stats["num_confirmed_steps"] = num_confirmed
+        stats["num_running"] = scheduler.slots.num_running
+        stats["num_waiting"] = len(scheduler.waiting)
+        stats["num_blocks"] = pool.num_blocks
+        stats["num_blocks_used"] = pool.num_used
+        stats["num_blocks_cached"] = pool.num_cached
+        stats["prefix_cache_queries"] = counters.prefix_cache_queries
+        stats["prefix_cache_hits"] = counters.prefix_cache_hits
+        stats["prompt_tokens"] = counters.prompt_tokens
+        stats["generation_tokens"] = counters.generation_tokens
+        stats["num_preemptions"] = counters.num_preemptions
+        stats["finished_stop"] = counters.finished_stop
+        stats["finished_length"] = counters.finished_length
+        stats["finished_abort"] = counters.finished_abort
+        stats["step_device_ns"] = self._device_ns
+        stats["step_exposed_ns"] = self._exposed_ns

@@ -1,0 +1,121 @@
+"""The plan ring: the coordinator writes step plans ahead of time, every worker reads all of them.
+
+A slot is a PLAN_HEADER and the arrays that it counts, each sized for the worst step, so a plan never allocates.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from albireo.config import SchedulerConfig
+from albireo.shm import layout
+from albireo.shm.ring import RingConsumer, RingGeometry, RingProducer
+from albireo.shm.segment import Segment, align
+
+
+def max_appends(scheduler: SchedulerConfig) -> int:
+    """Most block-table entries in one plan: a new block for every row, and room for at least two longest prompts
+    to be admitted. A step that has no room for more admits the rest in the next."""
+    return scheduler.max_num_seqs + 2 * scheduler.max_blocks_per_seq
+
+
+class PlanSlot:
+    """Views of one slot. The header counts how much of each array is filled."""
+
+    __slots__ = ("admissions", "appends", "chunk_tokens", "chunks", "header", "rows")
+
+    def __init__(self, segment: Segment, offset: int, scheduler: SchedulerConfig) -> None:
+        def take(dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+            nonlocal offset
+            view = segment.array(dtype, offset, count)
+            offset += align(dtype.itemsize * count)
+            return view
+
+        int32 = np.dtype("<i4")
+        self.header = take(layout.PLAN_HEADER, 1)
+        self.rows = take(int32, scheduler.max_num_seqs)
+        self.chunks = take(layout.CHUNK, scheduler.max_num_seqs)
+        self.admissions = take(layout.ADMISSION, scheduler.max_num_seqs)
+        self.appends = take(layout.BLOCK_APPEND, max_appends(scheduler))
+        self.chunk_tokens = take(int32, scheduler.max_num_batched_tokens)
+
+
+class PlanRing:
+    """Geometry of the plan ring for one engine, and its ends."""
+
+    def __init__(self, scheduler: SchedulerConfig, num_workers: int) -> None:
+        self._scheduler = scheduler
+        sizes = [
+            layout.PLAN_HEADER.itemsize,
+            4 * scheduler.max_num_seqs,
+            layout.CHUNK.itemsize * scheduler.max_num_seqs,
+            layout.ADMISSION.itemsize * scheduler.max_num_seqs,
+            layout.BLOCK_APPEND.itemsize * max_appends(scheduler),
+            4 * scheduler.max_num_batched_tokens,
+        ]
+        # one step executing, run_ahead planned, one that is being filled
+        self.geometry = RingGeometry(scheduler.run_ahead + 2, sum(align(size) for size in sizes), num_workers)
+        self._fields = self.geometry.header_fields() | {
+            "max_rows": scheduler.max_num_seqs,
+            "max_tokens": scheduler.max_num_batched_tokens,
+            "max_appends": max_appends(scheduler),
+        }
+
+    def initialise(self, fd: int) -> None:
+        """Writes the header; the supervisor's part."""
+        Segment(fd).write_header(layout.KIND_PLAN_RING, **self._fields)
+
+    def _attach(self, fd: int) -> tuple[Segment, list[PlanSlot], list[npt.NDArray[Any]]]:
+        segment = Segment(fd)
+        segment.check_header(layout.KIND_PLAN_RING, **self._fields)
+        offsets = [self.geometry.slot_offset(index) for index in range(self.geometry.num_slots)]
+        slots = [PlanSlot(segment, offset, self._scheduler) for offset in offsets]
+        return segment, slots, [slot.header["sequence"] for slot in slots]
+
+    def writer(self, fd: int) -> "PlanWriter":
+        segment, slots, sequences = self._attach(fd)
+        return PlanWriter(RingProducer(segment, self.geometry, sequences), slots)
+
+    def reader(self, fd: int, consumer: int) -> "PlanReader":
+        segment, slots, sequences = self._attach(fd)
+        return PlanReader(RingConsumer(segment, self.geometry, sequences, consumer), slots)
+
+
+class PlanWriter:
+    """The coordinator's end."""
+
+    def __init__(self, ring: RingProducer, slots: list[PlanSlot]) -> None:
+        self._ring = ring
+        self._slots = slots
+
+    @property
+    def next_step(self) -> int:
+        """Number of the step that the next published plan describes."""
+        return self._ring.next_sequence
+
+    def has_room(self) -> bool:
+        return self._ring.has_room()
+
+    def next_slot(self) -> PlanSlot:
+        return self._slots[self._ring.next_index()]
+
+    def publish(self) -> int:
+        return self._ring.publish()
+
+
+class PlanReader:
+    """A worker's end."""
+
+    def __init__(self, ring: RingConsumer, slots: list[PlanSlot]) -> None:
+        self._ring = ring
+        self._slots = slots
+
+    def poll(self) -> PlanSlot | None:
+        """The next plan, or None when the coordinator has published no other."""
+        index = self._ring.poll()
+        return None if index is None else self._slots[index]
+
+    def consume(self) -> None:
+        """The device has used every plan read so far."""
+        self._ring.consume()

@@ -1,0 +1,34 @@
+"""The engine's counters and heartbeats in shared memory: written in place, read by anyone at any time."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from albireo.shm import layout
+from albireo.shm.segment import Segment
+
+
+def stats_bytes(num_workers: int) -> int:
+    """Size of the stats segment."""
+    return (
+        layout.SEGMENT_HEADER.itemsize + layout.ENGINE_STATS.itemsize + num_workers * layout.WORKER_HEARTBEAT.itemsize
+    )
+
+
+def initialise(fd: int, num_workers: int) -> None:
+    """Writes the header; the supervisor's part."""
+    Segment(fd).write_header(layout.KIND_STATS, num_consumers=num_workers)
+
+
+class EngineStats:
+    """Views of the stats segment: `engine` (ENGINE_STATS[1], the coordinator writes) and `workers`
+    (WORKER_HEARTBEAT[num_workers], each worker writes its own)."""
+
+    def __init__(self, fd: int) -> None:
+        segment = Segment(fd)
+        segment.check_header(layout.KIND_STATS)
+        offset = layout.SEGMENT_HEADER.itemsize
+        self.engine: npt.NDArray[Any] = segment.array(layout.ENGINE_STATS, offset, 1)
+        offset += layout.ENGINE_STATS.itemsize
+        num_workers = int(segment.header()["num_consumers"][0])
+        self.workers: npt.NDArray[Any] = segment.array(layout.WORKER_HEARTBEAT, offset, num_workers)

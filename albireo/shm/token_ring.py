@@ -1,0 +1,80 @@
+"""The token ring: a worker writes what each step sampled, the coordinator reads it. One ring per worker."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+from albireo.config import SchedulerConfig
+from albireo.shm import layout
+from albireo.shm.ring import RingConsumer, RingGeometry, RingProducer
+from albireo.shm.segment import Segment, align
+
+
+class TokenSlot:
+    """Views of one slot: `header` (TOKEN_HEADER[1]) and `rows` (TOKEN_ROW[max_num_seqs])."""
+
+    __slots__ = ("header", "rows")
+
+    def __init__(self, segment: Segment, offset: int, max_rows: int) -> None:
+        self.header = segment.array(layout.TOKEN_HEADER, offset, 1)
+        self.rows = segment.array(layout.TOKEN_ROW, offset + layout.TOKEN_HEADER.itemsize, max_rows)
+
+
+class TokenRing:
+    """Geometry of a token ring for one engine, and its ends."""
+
+    def __init__(self, scheduler: SchedulerConfig) -> None:
+        self._max_rows = scheduler.max_num_seqs
+        slot_bytes = layout.TOKEN_HEADER.itemsize + align(layout.TOKEN_ROW.itemsize * self._max_rows)
+        # as many as there can be unconfirmed steps, and one: a worker never waits for the coordinator to read
+        self.geometry = RingGeometry(scheduler.run_ahead + 2, slot_bytes, 1)
+        self._fields = self.geometry.header_fields() | {"max_rows": self._max_rows}
+
+    def initialise(self, fd: int) -> None:
+        """Writes the header; the supervisor's part."""
+        Segment(fd).write_header(layout.KIND_TOKEN_RING, **self._fields)
+
+    def _attach(self, fd: int) -> tuple[Segment, list[TokenSlot], list[npt.NDArray[Any]]]:
+        segment = Segment(fd)
+        segment.check_header(layout.KIND_TOKEN_RING, **self._fields)
+        offsets = [self.geometry.slot_offset(index) for index in range(self.geometry.num_slots)]
+        slots = [TokenSlot(segment, offset, self._max_rows) for offset in offsets]
+        return segment, slots, [slot.header["sequence"] for slot in slots]
+
+    def writer(self, fd: int) -> "TokenWriter":
+        segment, slots, sequences = self._attach(fd)
+        return TokenWriter(RingProducer(segment, self.geometry, sequences), slots)
+
+    def reader(self, fd: int) -> "TokenReader":
+        segment, slots, sequences = self._attach(fd)
+        return TokenReader(RingConsumer(segment, self.geometry, sequences, consumer=0), slots)
+
+
+class TokenWriter:
+    """The worker's end."""
+
+    def __init__(self, ring: RingProducer, slots: list[TokenSlot]) -> None:
+        self._ring = ring
+        self._slots = slots
+
+    def next_slot(self) -> TokenSlot:
+        return self._slots[self._ring.next_index()]
+
+    def publish(self) -> int:
+        return self._ring.publish()
+
+
+class TokenReader:
+    """The coordinator's end."""
+
+    def __init__(self, ring: RingConsumer, slots: list[TokenSlot]) -> None:
+        self._ring = ring
+        self._slots = slots
+
+    def poll(self) -> TokenSlot | None:
+        """The next step's results, or None."""
+        index = self._ring.poll()
+        return None if index is None else self._slots[index]
+
+    def consume(self) -> None:
+        self._ring.consume()

@@ -1,0 +1,87 @@
+"""Where the engine's ZeroMQ sockets are: ipc sockets in the supervisor's private directory. A leaf.
+
+control       supervisor ROUTER  <-> every child DEALER     messages.ToSupervisor / FromSupervisor
+coordinator   coordinator ROUTER <-> every frontend DEALER  messages.ToCoordinator / ToFrontend
+plan bell     coordinator PUB     -> every worker SUB       empty frames: look at the plan ring
+token bell    coordinator PULL   <-  every worker PUSH      empty frames: look at the token rings
+
+A doorbell is only a wake-up. Both queues of a bell hold a single frame: further rings while one is pending are
+dropped, since who wakes up looks at the ring and not at the number of rings.
+"""
+
+import contextlib
+
+import zmq
+
+
+def control_address(run_dir: str) -> str:
+    return f"ipc://{run_dir}/control.sock"
+
+
+def coordinator_address(run_dir: str, replica: int = 0) -> str:
+    return f"ipc://{run_dir}/coordinator-{replica}.sock"
+
+
+def plan_bell_address(run_dir: str, replica: int = 0) -> str:
+    return f"ipc://{run_dir}/plan-bell-{replica}.sock"
+
+
+def token_bell_address(run_dir: str, replica: int = 0) -> str:
+    return f"ipc://{run_dir}/token-bell-{replica}.sock"
+
+
+def open_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    """A socket that never keeps its process from ending."""
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    return socket
+
+
+class Bell:
+    """The ringing end of a doorbell: never blocks."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+
+    def ring(self) -> None:
+        with contextlib.suppress(zmq.Again):  # a ring is pending already
+            self._socket.send(b"", zmq.NOBLOCK)
+
+
+def drain(socket: "zmq.Socket[bytes]") -> None:
+    """Takes the rings off the listening end of a doorbell. Done before looking at the ring it stands for, never
+    after: a ring that comes while we look then wakes us again."""
+    with contextlib.suppress(zmq.Again):
+        while True:
+            socket.recv(zmq.NOBLOCK)
+
+
+def plan_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> Bell:
+    """The coordinator's bell to its workers."""
+    socket = open_socket(context, zmq.PUB)
+    socket.setsockopt(zmq.SNDHWM, 1)
+    socket.bind(plan_bell_address(run_dir))
+    return Bell(socket)
+
+
+def plan_bell_listener(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> "zmq.Socket[bytes]":
+    socket = open_socket(context, zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 1)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    socket.connect(plan_bell_address(run_dir))
+    return socket
+
+
+def token_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> Bell:
+    """A worker's bell to its coordinator."""
+    socket = open_socket(context, zmq.PUSH)
+    socket.setsockopt(zmq.SNDHWM, 1)
+    socket.connect(token_bell_address(run_dir))
+    return Bell(socket)
+
+
+def token_bell_listener(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> "zmq.Socket[bytes]":
+    socket = open_socket(context, zmq.PULL)
+    socket.setsockopt(zmq.RCVHWM, 1)
+    socket.bind(token_bell_address(run_dir))
+    return socket
