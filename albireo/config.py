@@ -129,3 +129,8 @@ def runtime_parent_dir() -> str:
 def under_journald() -> bool:
     """True when stderr goes to the systemd journal, which adds its own timestamps and reads <N> priorities."""
     return bool(os.environ.get("JOURNAL_STREAM"))
+
+
+def environment_openai_api_key() -> str | None:
+    """OPENAI_API_KEY: what `bench serve` sends when --api-key is not given, as `vllm bench serve` does."""
+    return os.environ.get("OPENAI_API_KEY") or None

@@ -37,6 +37,8 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
+    """The route exists and has no such method."""
+
     status = 405
 
 
@@ -45,6 +47,19 @@ class BodyTooLargeError(RequestError):
 
     status = 413
     error_type = "request_too_large"
+
+
+class HeadersTooLargeError(RequestError):
+    """More bytes than limits.MAX_HEADER_BYTES."""
+
+    status = 431
+    error_type = "request_too_large"
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body is not declared as JSON. A browser's cross-site form post cannot set that type without asking first."""
+
+    status = 415
 
 
 class UnavailableError(RequestError):

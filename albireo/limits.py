@@ -15,8 +15,24 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_JSON_DEPTH: Final = 64
 """Deepest nesting of a request body. Real bodies have under ten levels; a parser's recursion is not for clients."""
 
+MAX_JSON_VALUES: Final = 250_000
+"""Most strings and brackets in a request body, which bounds the structure check to about 50 ms. Numbers are not
+counted: a prompt of a million token ids is one list."""
+
 MAX_MESSAGES: Final = 4096
 """Most messages in one chat: beyond this the template's rendering time, not the model, decides the latency."""
+
+MAX_PROMPTS: Final = 1024
+"""Most prompts in one completion request: each is a sequence of its own to the engine."""
+
+MAX_NAME_CHARS: Final = 256
+"""Longest `name` of a message's author, and longest key of `chat_template_kwargs`."""
+
+MAX_TEMPLATE_KWARGS: Final = 32
+"""Most `chat_template_kwargs`; templates know a handful."""
+
+MAX_METADATA: Final = 16
+"""OpenAI's bound on the entries of `metadata`; they are accepted for compatibility and not stored."""
 
 MAX_N: Final = 1
 """Samples per prompt (`n`). More needs KV blocks shared between samples, which does not exist yet."""
@@ -43,6 +59,9 @@ MAX_PRIORITY: Final = 2**31 - 1
 MAX_TEMPERATURE: Final = 2.0
 """OpenAI's upper bound on `temperature`."""
 
+MIN_SAMPLED_TEMPERATURE: Final = 1e-5
+"""Below this a temperature is greedy (as in vLLM): dividing logits by less overflows the device's fp32."""
+
 MAX_TOP_K: Final = 2**31 - 1
 """`top_k` is a signed 32-bit number on the device; 0 or -1 turns it off, above the vocabulary it changes nothing."""
 
@@ -55,3 +74,17 @@ TEMPLATE_TIMEOUT_S: Final = 2.0
 
 MAX_STREAM_BACKLOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of unsent stream a slow reader may leave behind before it is cut off."""
+
+MAX_INLINE_ENCODE_CHARS: Final = 2048
+"""Longest text that is encoded on the event loop (about 1 ms); longer ones go to a thread, so that no stream waits."""
+
+ENGINE_HEARTBEAT_TIMEOUT_NS: Final = 5_000_000_000
+"""Age at which the coordinator's heartbeat is stale. It beats twice a second when idle and every step otherwise, and
+it never waits for the device, so ten missed beats are no jitter."""
+
+ENGINE_PROGRESS_TIMEOUT_NS: Final = 60_000_000_000
+"""Longest time without a confirmed step while there is work. A full prefill chunk of a large model on a CPU takes
+seconds (2,048 tokens of a 0.6B model: 7 s); a minute is a hang."""
+
+RETRY_AFTER_S: Final = 2
+"""What a 503 tells the client to wait: about the time a restart takes with a warm page cache."""

@@ -47,6 +47,9 @@ class Bell:
         with contextlib.suppress(zmq.Again):  # a ring is pending already
             self._socket.send(b"", zmq.NOBLOCK)
 
+    def close(self) -> None:
+        self._socket.close()
+
 
 def drain(socket: "zmq.Socket[bytes]") -> None:
     """Takes the rings off the listening end of a doorbell. Done before looking at the ring it stands for, never

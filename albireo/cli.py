@@ -1,0 +1,172 @@
+"""`albireo-run`: argv to frozen configs, errors to exit codes. Imports nothing heavy before it knows what to run.
+
+Exit codes: 0 clean stop, 2 bad arguments, 3 failed start, 1 anything else.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from albireo import __version__
+
+SGLANG_NAMES = {
+    "--model-path": "--model",
+    "--tp": "--tensor-parallel-size",
+    "--tp-size": "--tensor-parallel-size",
+    "--context-length": "--max-model-len",
+    "--mem-fraction-static": "--kv-cache-bytes",
+    "--max-running-requests": "--max-num-seqs",
+    "--chunked-prefill-size": "--max-num-batched-tokens",
+}
+"""SGLang's flags and ours: a habit gets an answer, not `unrecognized arguments`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Spells flags out (no abbreviations) and knows SGLang's names."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        for argument in sys.argv[1:]:
+            name = argument.split("=")[0]
+            if name in SGLANG_NAMES:
+                message = f"{name} is SGLang's name; here it is {SGLANG_NAMES[name]}"
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def in_range(low: int, high: int | None = None) -> "argparse._ActionType":
+    """An int argument between two bounds, both included."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            bound = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{value} is out of range: {bound} is possible")
+        return value
+
+    parse.__name__ = "int"
+    return parse
+
+
+def size_in_bytes(text: str) -> int:
+    """1073741824, 1024M, 1G, 1GiB: a number of bytes with an optional binary unit."""
+    number = text.upper().removesuffix("IB").removesuffix("B")
+    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
+    try:
+        value = int(float(number.rstrip("KMGT")) * factor)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: 1073741824, 512M and 4G are") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError("a size must be positive")
+    return value
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder (default: the bundled demo model)")
+    model.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
+    model.add_argument("--tokenizer", metavar="PATH", help="folder of tokenizer.json (default: the model's)")
+    model.add_argument("--served-model-name", nargs="+", default=[], metavar="NAME", help="names that clients may use")
+    model.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    model.add_argument("--max-model-len", type=in_range(2), metavar="TOKENS", help="longest sequence, prompt + output")
+    model.add_argument("--load-format", choices=["auto", "safetensors", "dummy"], default="auto")
+    model.add_argument("--seed", type=in_range(0, 2**32 - 1), default=0, help="of dummy weights")
+    model.add_argument("--chat-template", metavar="FILE", help="Jinja template in place of the checkpoint's")
+    model.add_argument("--generation-config", choices=["auto", "vllm"], default="auto",
+                       help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--device", choices=["cpu"], default="cpu")
+    engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 1), default=1, help="1 for now")
+    engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache, e.g. 4G")
+    engine.add_argument("--block-size", type=int, choices=[8, 16, 32, 64], default=16, help="tokens in a KV block")
+    engine.add_argument("--max-num-seqs", type=in_range(1, 4096), default=256, help="sequences in a step")
+    engine.add_argument("--max-num-batched-tokens", type=in_range(16, 2**20), default=2048, help="tokens in a step")
+    engine.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
+    engine.add_argument("--scheduling-policy", choices=["fcfs", "priority"], default="fcfs")
+    engine.add_argument("--run-ahead", type=in_range(0, 16), default=2, metavar="K",
+                        help="steps planned past the last confirmed one; 0: synchronous")  # fmt: skip
+    engine.add_argument("--cpu-threads", type=in_range(1, 1024), help="threads of the model (default: all cores)")
+    http = parser.add_argument_group("http")
+    http.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network (set --api-key)")
+    http.add_argument("--port", type=in_range(0, 65535), default=8000, help="0 takes a free one")
+    http.add_argument("--api-key", action="append", default=[], metavar="KEY",
+                      help="require this key; repeatable; or ALBIREO_API_KEY")  # fmt: skip
+    http.add_argument("--root-path", default="", help="path prefix behind a proxy")
+    http.add_argument("--disable-uvicorn-access-log", action="store_true", help="no log line per request")
+    http.add_argument("--shutdown-timeout", type=in_range(0, 86400), default=5, metavar="S",
+                      help="seconds that running streams get to finish")  # fmt: skip
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
+
+    parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
+    parser.add_argument("--version", action="version", version=f"albireo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a model over HTTP")
+    add_serve_arguments(serve)
+    bench = commands.add_parser("bench", help="measure a running server")
+    benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
+    return parser
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    from albireo.config import environment_api_keys
+    from albireo.engine_args import EngineArgs
+    from albireo.serve import DEMO_MODEL, ServeArgs, serve
+
+    engine = EngineArgs(
+        model=args.model_flag or args.model or str(DEMO_MODEL),
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+        load_format=args.load_format,
+        seed=args.seed,
+        block_size=args.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        enable_prefix_caching=args.enable_prefix_caching,
+        scheduling_policy=args.scheduling_policy,
+        run_ahead=args.run_ahead,
+        kv_cache_bytes=args.kv_cache_bytes,
+        cpu_threads=args.cpu_threads,
+    )
+    return serve(
+        ServeArgs(
+            engine=engine,
+            host=args.host,
+            port=args.port,
+            served_model_names=tuple(args.served_model_name),
+            api_keys=tuple(args.api_key) or environment_api_keys(),
+            root_path=args.root_path,
+            access_log=not args.disable_uvicorn_access_log,
+            shutdown_timeout_s=float(args.shutdown_timeout),
+            chat_template=args.chat_template,
+            use_generation_config=args.generation_config == "auto",
+            log_level=args.log_level,
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `albireo-run`."""
+    args = build_parser().parse_args(argv)
+    if args.command == "bench":
+        from albireo.bench.cli import run_serve as run_bench_serve
+
+        return run_bench_serve(args)
+    from albireo.errors import StartupError
+
+    try:
+        return run_serve(args)
+    except StartupError as error:
+        print(f"albireo: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""From what the user asked for and what the checkpoint says to one consistent engine: sizes, memory, defaults.
+
+Everything that can be known to fail is found here, before a process starts.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from albireo.checkpoint import Checkpoint, CheckpointError, kv_bytes_per_block, read_checkpoint, weight_bytes
+from albireo.config import Dtype, SchedulerConfig, SchedulingPolicy
+from albireo.errors import StartupError
+from albireo.shm.segment import available_memory_bytes
+
+GIB = 2**30
+DEFAULT_KV_CACHE_BYTES = 4 * GIB
+"""Upper end of the default; pages of the cache that are never used cost nothing."""
+MEMORY_RESERVE_BYTES = GIB
+"""Left for the processes themselves when the default KV cache is sized."""
+
+
+class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
+    """The engine's flags of `albireo-run serve`, named as there; None where the default depends on the model."""
+
+    model: str
+    tokenizer: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    max_model_len: int | None = None
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    seed: int = 0
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    run_ahead: int = 2
+    kv_cache_bytes: int | None = None
+    cpu_threads: int | None = None
+
+
+class EnginePlan(Struct, frozen=True):
+    """One engine, ready to be started."""
+
+    checkpoint: Checkpoint
+    tokenizer_path: str
+    dtype: Dtype
+    scheduler: SchedulerConfig
+    kv_cache_bytes: int
+    num_kv_blocks: int
+    load_format: Literal["safetensors", "dummy"]
+    num_threads: int
+    seed: int
+
+
+def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
+    """Checks the flags against the checkpoint and this machine's memory.
+
+    Raises StartupError, in one line, with exit code 2 for flags that contradict each other and 3 for a checkpoint
+    that cannot be served or memory that is not there.
+    """
+    try:
+        checkpoint = read_checkpoint(args.model, check_weights=args.load_format != "dummy")
+    except CheckpointError as error:
+        raise StartupError(str(error)) from error
+    tokenizer_path = args.tokenizer or checkpoint.path
+    if not (Path(tokenizer_path) / "tokenizer.json").is_file():
+        raise StartupError(f"no tokenizer.json in {tokenizer_path}: name a folder that has one with --tokenizer")
+    dtype: Dtype = _choose_dtype(args.dtype, checkpoint.model.dtype)
+    if args.max_num_batched_tokens < args.max_num_seqs:
+        raise StartupError(
+            f"--max-num-batched-tokens ({args.max_num_batched_tokens}) must be at least --max-num-seqs "
+            f"({args.max_num_seqs}): every running sequence decodes one token a step",
+            exit_code=2,
+        )
+    limit = checkpoint.model.max_position_embeddings
+    if args.max_model_len is not None and args.max_model_len > limit:
+        raise StartupError(f"--max-model-len {args.max_model_len} exceeds the model's {limit} positions", exit_code=2)
+    block_bytes = kv_bytes_per_block(checkpoint.model, args.block_size, dtype)
+    kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
+    num_kv_blocks = kv_cache_bytes // block_bytes
+    capacity = num_kv_blocks * args.block_size
+    max_model_len = args.max_model_len or min(limit, capacity)
+    if max_model_len > capacity or not num_kv_blocks:
+        raise StartupError(
+            f"the KV cache of {kv_cache_bytes} bytes holds {capacity} tokens, fewer than --max-model-len "
+            f"{max_model_len}: raise --kv-cache-bytes or lower --max-model-len"
+        )
+    return EnginePlan(
+        checkpoint=checkpoint,
+        tokenizer_path=tokenizer_path,
+        dtype=dtype,
+        scheduler=SchedulerConfig(
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            block_size=args.block_size,
+            run_ahead=args.run_ahead,
+            policy=args.scheduling_policy,
+            enable_prefix_caching=args.enable_prefix_caching,
+        ),
+        kv_cache_bytes=kv_cache_bytes,
+        num_kv_blocks=num_kv_blocks,
+        load_format="dummy" if args.load_format == "dummy" else "safetensors",
+        num_threads=args.cpu_threads or num_cpus,
+        seed=args.seed,
+    )
+
+
+def _choose_dtype(asked: str, stored: str) -> Dtype:
+    """auto: as stored; half precision that the CPU has no arithmetic for becomes bfloat16, as in vLLM."""
+    if asked == "float32" or (asked == "auto" and stored == "float32"):
+        return "float32"
+    return "bfloat16"
+
+
+def _size_kv_cache(args: EngineArgs, checkpoint: Checkpoint, dtype: Dtype, block_bytes: int) -> int:
+    """Bytes of KV cache: what was asked for if it fits, else the default: enough for max_num_seqs sequences of the
+    longest kind, at most DEFAULT_KV_CACHE_BYTES and half of the memory that the weights leave."""
+    weights = weight_bytes(checkpoint.model, dtype)
+    left = available_memory_bytes() - weights
+    if args.kv_cache_bytes is not None:
+        if args.kv_cache_bytes > left:
+            raise StartupError(
+                f"--kv-cache-bytes {args.kv_cache_bytes} ({args.kv_cache_bytes / GIB:.1f} GiB) is more than the "
+                f"{max(left, 0) / GIB:.1f} GiB of memory left beside {weights / GIB:.1f} GiB of weights: lower it"
+            )
+        return args.kv_cache_bytes
+    if left < MEMORY_RESERVE_BYTES:
+        raise StartupError(
+            f"too little memory: the weights need {weights / GIB:.1f} GiB and leave {max(left, 0) / GIB:.1f} GiB "
+            f"for the KV cache and the processes; {MEMORY_RESERVE_BYTES / GIB:.0f} GiB is the least"
+        )
+    max_model_len = args.max_model_len or checkpoint.model.max_position_embeddings
+    wanted = args.max_num_seqs * -(-max_model_len // args.block_size) * block_bytes
+    return min(wanted, DEFAULT_KV_CACHE_BYTES, (left - MEMORY_RESERVE_BYTES) // 2)

@@ -1,0 +1,68 @@
+"""The CPU as a device: one step from plan slot to token slot, synchronously."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from albireo.config import WorkerConfig
+from albireo.gpu_worker.attention.cpu import CpuAttention
+from albireo.gpu_worker.device_state import DeviceState
+from albireo.gpu_worker.kv_cache import KVCache
+from albireo.gpu_worker.loader import load_model
+from albireo.gpu_worker.sampling.cpu import CpuSampler
+from albireo.gpu_worker.sampling.stop import check_stop
+from albireo.gpu_worker.step_inputs import StepInputs, build_inputs
+from albireo.messages import Finish
+from albireo.shm.plan_ring import PlanSlot
+from albireo.shm.token_ring import TokenSlot
+
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class CpuDevice:
+    """Model, KV cache and request state of one rank."""
+
+    name = "cpu"
+
+    def __init__(self, config: WorkerConfig, report: Callable[[str, float], None]) -> None:
+        torch.set_num_threads(config.num_threads)
+        self._block_size = config.scheduler.block_size
+        self._model = load_model(config, CpuAttention(), report)
+        self._kv_cache = KVCache.allocate(config.model, config.dtype, self._block_size, config.kv_cache_bytes)
+        self._sampler = CpuSampler()
+        self.state = DeviceState(config.scheduler)
+
+    @property
+    def num_kv_blocks(self) -> int:
+        return self._kv_cache.num_blocks
+
+    @torch.inference_mode()
+    def execute(self, plan: PlanSlot, result: TokenSlot) -> None:
+        """Runs one step: applies the plan, computes, samples, writes the rows of `result`."""
+        state = self.state
+        state.apply(plan)
+        inputs = build_inputs(plan, state, self._block_size)
+        rows = result.rows[: inputs.result_slots.size]
+        rows["slot"] = inputs.result_slots
+        rows["generation"] = state.generation[inputs.result_slots]
+        rows["token"] = -1
+        rows["finish"] = Finish.NONE
+        if inputs.input_ids.numel():
+            hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
+            if inputs.sampled_slots.size:
+                rows["token"][inputs.live], rows["finish"][inputs.live] = self._sample(hidden, inputs)
+        result.header["num_rows"] = rows.size
+
+    def _sample(self, hidden: torch.Tensor, inputs: StepInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
+        if len(inputs.sampled_tokens) != len(hidden):
+            hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
+        logits = self._model.compute_logits(hidden)
+        slots = torch.from_numpy(inputs.sampled_slots)
+        tokens = torch.empty(len(slots), dtype=torch.int32)
+        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), self.state.sampling, tokens)
+        finish = check_stop(tokens, slots, self.state.stop_ids, self.state.num_eos_ids, self.state.num_stop_ids)
+        num_tokens = (inputs.sampled_positions + 1).astype(np.int32)
+        self.state.advance(inputs.sampled_slots, tokens.numpy(), num_tokens, finish.numpy() != Finish.NONE)
+        return tokens.numpy(), finish.numpy()

@@ -1,0 +1,83 @@
+"""Request state that stays on the device between steps, indexed by request slot; a plan only changes it.
+
+On the CPU device every array is numpy memory that torch tensors share, so that a plan is applied with a few array
+assignments and nothing is copied.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from albireo.config import SchedulerConfig
+from albireo.gpu_worker.sampling.params import SamplingTable
+from albireo.limits import MAX_STOP_TOKEN_IDS
+from albireo.shm.plan_ring import PlanSlot
+
+
+class DeviceState:
+    """Per slot: who it is, where its KV lies, its last token, how to sample, whether it is still alive."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        n = config.num_slots
+        self.generation = np.zeros(n, np.uint32)
+        self.alive = np.zeros(n, np.bool_)
+        """False once the slot's request sampled EOS or a stop id: its planned rows do nothing visible."""
+        self.last_token = np.zeros(n, np.int32)
+        self.num_tokens = np.zeros(n, np.int32)
+        """Tokens of the sequence, the last sampled one included; its KV is not written yet."""
+        self.block_table = np.zeros((n, config.max_blocks_per_seq), np.int32)
+        self.stop_ids = np.zeros((n, MAX_STOP_TOKEN_IDS), np.int32)
+        self.num_eos_ids = np.zeros(n, np.int32)
+        self.num_stop_ids = np.zeros(n, np.int32)
+        self._temperature = np.zeros(n, np.float32)
+        self._top_p = np.ones(n, np.float32)
+        self._min_p = np.zeros(n, np.float32)
+        self._top_k = np.zeros(n, np.int32)
+        self._seed = np.zeros(n, np.int64)
+        self.rows: npt.NDArray[np.int32] = np.empty(0, np.int32)
+        """Slots of the decode rows, in batch order."""
+        self.sampling = SamplingTable(
+            temperature=torch.from_numpy(self._temperature),
+            top_p=torch.from_numpy(self._top_p),
+            min_p=torch.from_numpy(self._min_p),
+            top_k=torch.from_numpy(self._top_k),
+            seed=torch.from_numpy(self._seed),
+        )
+        self.block_table_tensor = torch.from_numpy(self.block_table)
+
+    def apply(self, plan: PlanSlot) -> None:
+        """Admissions, appended blocks and, where the batch changed, its rows."""
+        header = plan.header[0]
+        if header["rows_changed"]:
+            self.rows = plan.rows[: header["num_rows"]].copy()
+        if header["num_admissions"]:
+            self._admit(plan, int(header["num_admissions"]))
+        if header["num_appends"]:
+            appends = plan.appends[: header["num_appends"]]
+            self.block_table[appends["slot"], appends["index"]] = appends["block"]
+
+    def _admit(self, plan: PlanSlot, count: int) -> None:
+        entries = plan.admissions[:count]
+        slots = entries["slot"]
+        self.generation[slots] = entries["generation"]
+        self.alive[slots] = True
+        self._temperature[slots] = entries["temperature"]
+        self._top_p[slots] = entries["top_p"]
+        self._min_p[slots] = entries["min_p"]
+        self._top_k[slots] = entries["top_k"]
+        self._seed[slots] = entries["seed"].view(np.int64)
+        self.stop_ids[slots] = entries["stop_ids"]
+        self.num_eos_ids[slots] = entries["num_eos_ids"]
+        self.num_stop_ids[slots] = entries["num_stop_ids"]
+
+    def advance(
+        self,
+        slots: npt.NDArray[np.int32],
+        tokens: npt.NDArray[np.int32],
+        num_tokens: npt.NDArray[np.int32],
+        ended: npt.NDArray[np.bool_],
+    ) -> None:
+        """Enters the sampled `tokens` of `slots`, which make each sequence `num_tokens` long."""
+        self.last_token[slots] = tokens
+        self.num_tokens[slots] = num_tokens
+        self.alive[slots] = ~ended

@@ -1,0 +1,134 @@
+"""`albireo-run serve`: from flags to the processes of one engine."""
+
+import os
+import sys
+from pathlib import Path
+
+from msgspec import Struct
+
+from albireo import __version__
+from albireo.checkpoint import GenerationDefaults
+from albireo.config import CoordinatorConfig, FrontendConfig, SegmentFds, WorkerConfig
+from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
+from albireo.errors import StartupError
+from albireo.gpu_worker.launch_env import worker_environment
+from albireo.startup_display import StartupDisplay
+from albireo.supervisor import ChildSpec, run_engine
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+
+
+class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
+    """The HTTP side's flags of `albireo-run serve`, named as there."""
+
+    engine: EngineArgs
+    host: str
+    port: int
+    served_model_names: tuple[str, ...]
+    api_keys: tuple[str, ...]
+    root_path: str
+    access_log: bool
+    shutdown_timeout_s: float
+    chat_template: str | None
+    """Path of a template file, or the template itself."""
+    use_generation_config: bool
+    log_level: str
+
+
+def serve(args: ServeArgs) -> int:
+    """Runs the server until it is stopped; returns its exit code. Raises StartupError."""
+    engine = plan_engine(args.engine, num_cpus=len(os.sched_getaffinity(0)))
+    template = read_chat_template(args.chat_template)
+    names = args.served_model_names or default_model_names(args.engine.model)
+    display = StartupDisplay(names[0], interactive=sys.stderr.isatty())
+    try:
+        return run_engine(
+            lambda run_dir, segments, socket_fd: child_specs(
+                args, engine, names, template, run_dir, segments, socket_fd
+            ),
+            engine.scheduler,
+            args.host,
+            args.port,
+            display,
+            args.shutdown_timeout_s,
+        )
+    finally:
+        display.close()
+
+
+def default_model_names(model: str) -> tuple[str, ...]:
+    """As vLLM: the model as it was named on the command line; the bundled one is `albireo-demo`."""
+    return ("albireo-demo",) if Path(model) == DEMO_MODEL else (model,)
+
+
+def read_chat_template(template: str | None) -> str | None:
+    """The text of --chat-template: a file's, or the argument itself when it looks like a template."""
+    if template is None or "{" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"cannot read --chat-template {template}: {error}") from error
+
+
+def child_specs(
+    args: ServeArgs,
+    engine: EnginePlan,
+    names: tuple[str, ...],
+    template: str | None,
+    run_dir: str,
+    segments: SegmentFds,
+    socket_fd: int,
+) -> list[ChildSpec]:
+    """The worker first: it takes longest to start."""
+    model = engine.checkpoint.model
+    worker = WorkerConfig(
+        name="worker-0",
+        run_dir=run_dir,
+        log_level=args.log_level,
+        scheduler=engine.scheduler,
+        segments=segments,
+        rank=0,
+        model=model,
+        model_path=engine.checkpoint.path,
+        device="cpu",
+        dtype=engine.dtype,
+        kv_cache_bytes=engine.kv_cache_bytes,
+        num_threads=engine.num_threads,
+        load_format=engine.load_format,
+        seed=engine.seed,
+    )
+    coordinator = CoordinatorConfig(
+        name="coordinator-0",
+        run_dir=run_dir,
+        log_level=args.log_level,
+        scheduler=engine.scheduler,
+        segments=segments,
+        eos_token_ids=model.eos_token_ids,
+        vocab_size=model.vocab_size,
+        num_workers=1,
+    )
+    frontend = FrontendConfig(
+        name="frontend-0",
+        run_dir=run_dir,
+        log_level=args.log_level,
+        socket_fd=socket_fd,
+        scheduler=engine.scheduler,
+        segments=segments,
+        model=model,
+        generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
+        served_model_names=names,
+        tokenizer_path=engine.tokenizer_path,
+        chat_template=template,
+        api_keys=args.api_keys,
+        root_path=args.root_path,
+        access_log=args.access_log,
+        shutdown_timeout_s=args.shutdown_timeout_s,
+        version=__version__,
+    )
+    engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
+    return [
+        ChildSpec("albireo.gpu_worker", worker, worker_environment(engine.num_threads), engine_fds),
+        ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats)),
+        ChildSpec("albireo.coordinator", coordinator, fds=engine_fds),
+    ]

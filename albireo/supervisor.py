@@ -1,0 +1,298 @@
+"""The supervisor: owns the listening socket, the shared memory and the sockets' directory; starts every process,
+watches them, stops them. It imports neither torch nor starlette, so it starts at once and never dies of theirs.
+
+A child's stdin is a pipe that carries its config and whose end tells it that the supervisor is gone (`child.py`).
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Self
+
+import zmq
+
+from albireo import config, sockets
+from albireo.config import ChildConfig, SegmentFds
+from albireo.errors import StartupError
+from albireo.messages import (
+    EngineReady,
+    Fatal,
+    FromSupervisor,
+    Progress,
+    Ready,
+    ToSupervisor,
+    WorkerReady,
+    encode,
+    supervisor_decoder,
+)
+from albireo.shm import segment, stats
+from albireo.shm.plan_ring import PlanRing
+from albireo.shm.token_ring import TokenRing
+from albireo.startup_display import StartupDisplay
+
+STOP_TIMEOUT_S = 3.0
+"""How long an engine process may take to end by itself before it is killed."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of ours and what it has said."""
+
+    config: ChildConfig
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    is_ready: bool = False
+    num_kv_blocks: int = 0
+    device: str = ""
+    fatal: Fatal | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A process to start: `python -m module` with this config, environment additions and inherited descriptors."""
+
+    module: str
+    config: ChildConfig
+    environment: dict[str, str] = field(default_factory=dict)
+    fds: tuple[int, ...] = ()
+
+
+class EngineStopped(Exception):
+    """The engine ends; carries the exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+class RunDirectory:
+    """The private directory of the ipc sockets, removed at the end."""
+
+    def __enter__(self) -> str:
+        self._path = tempfile.mkdtemp(prefix="albireo-", dir=config.runtime_parent_dir())
+        return self._path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+class SignalPipe:
+    """SIGINT and SIGTERM as bytes on a descriptor that the supervisor polls."""
+
+    def __enter__(self) -> Self:
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._old = {number: signal.signal(number, self._ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.set_wakeup_fd(self._write_fd)
+        return self
+
+    @staticmethod
+    def _ignore(number: int, frame: FrameType | None) -> None:
+        """The wake-up descriptor carries the news."""
+
+    def take(self) -> list[int]:
+        """Numbers of the signals that arrived."""
+        try:
+            return list(os.read(self.fd, 64))
+        except BlockingIOError:
+            return []
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+
+def create_segments(scheduler: config.SchedulerConfig, num_workers: int) -> SegmentFds:
+    """All shared memory of one engine. Raises segment.SegmentError when there is too little memory."""
+    plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
+    fds = SegmentFds(
+        plan_ring=segment.create("plan-ring", plan_ring.geometry.size),
+        token_rings=tuple(
+            segment.create(f"token-ring-{rank}", token_ring.geometry.size) for rank in range(num_workers)
+        ),
+        stats=segment.create("stats", stats.stats_bytes(num_workers)),
+    )
+    plan_ring.initialise(fds.plan_ring)
+    for fd in fds.token_rings:
+        token_ring.initialise(fd)
+    stats.initialise(fds.stats, num_workers)
+    return fds
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """The HTTP socket. Raises StartupError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+
+
+class Supervisor:
+    """Runs one engine from its specs to its exit code."""
+
+    def __init__(self, run_dir: str, signals: SignalPipe, display: StartupDisplay, shutdown_timeout_s: float) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._control = sockets.open_socket(self._context, zmq.ROUTER)
+        self._control.bind(sockets.control_address(run_dir))
+        self._decoder = supervisor_decoder()
+        self._signals = signals
+        self._display = display
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._children: dict[str, Child] = {}
+        self._poller = zmq.Poller()
+        self._poller.register(self._control, zmq.POLLIN)
+        self._poller.register(signals.fd, zmq.POLLIN)
+
+    # -- start --------------------------------------------------------------------------------------------------
+
+    def start(self, specs: list[ChildSpec]) -> Child:
+        """Starts every process and waits until all are ready; returns a worker. Raises EngineStopped."""
+        for spec in specs:
+            self._spawn(spec)
+        workers = [child for child in self._children.values() if child.name.startswith("worker")]
+        while not all(worker.num_kv_blocks for worker in workers):
+            self.poll()
+        self._broadcast(EngineReady(min(worker.num_kv_blocks for worker in workers)))
+        while not all(child.is_ready for child in self._children.values()):
+            self.poll()
+        return workers[0]
+
+    def _spawn(self, spec: ChildSpec) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", spec.module],
+            stdin=subprocess.PIPE,
+            pass_fds=spec.fds,
+            env={**os.environ, **spec.environment},
+        )
+        assert process.stdin is not None
+        process.stdin.write(config.encode_config(spec.config))
+        process.stdin.flush()
+        child = Child(spec.config, process, os.pidfd_open(process.pid))
+        self._children[child.name] = child
+        self._poller.register(child.pidfd, zmq.POLLIN)
+
+    # -- watch --------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout_ms: int | None = None) -> None:
+        """Waits for one round of events and handles them. Raises EngineStopped on a signal or a child's end."""
+        events = dict(self._poller.poll(timeout_ms))
+        if self._control in events:
+            self._hear()
+        if self._signals.fd in events and self._signals.take():
+            raise EngineStopped(0)
+        for child in self._children.values():
+            if child.pidfd in events:
+                raise EngineStopped(self._report_death(child))
+
+    def _hear(self) -> None:
+        while self._control.poll(0):
+            identity, data = self._control.recv_multipart()
+            child = self._children[identity.decode()]
+            self._handle(child, self._decoder.decode(data))
+
+    def _handle(self, child: Child, message: ToSupervisor) -> None:
+        match message:
+            case Progress(stage=stage, fraction=fraction):
+                self._display.progress(child.name, stage, fraction)
+            case WorkerReady(num_kv_blocks=num_kv_blocks, device=device):
+                child.num_kv_blocks, child.device, child.is_ready = num_kv_blocks, device, True
+            case Ready():
+                child.is_ready = True
+            case Fatal():
+                child.fatal = message
+
+    def _report_death(self, child: Child) -> int:
+        """Says which process died and why; returns the exit code that follows."""
+        code = child.process.wait()
+        self._hear()
+        if child.fatal is not None:
+            self._display.error(f"{child.name}: {child.fatal.message}")
+            return child.fatal.exit_code
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        self._display.error(f"{child.name} (pid {child.process.pid}) {how}; stopping everything")
+        return 1
+
+    def _broadcast(self, message: FromSupervisor) -> None:
+        for name in self._children:
+            self._control.send_multipart([name.encode(), encode(message)])
+
+    # -- stop ---------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ends every process: frontends first, so that running streams can finish, then the engine. A signal cuts
+        the wait short. Nothing is left when it returns."""
+        for prefix, timeout_s in (("frontend", self._shutdown_timeout_s), ("", STOP_TIMEOUT_S)):
+            for child in self._children.values():
+                if child.name.startswith(prefix):
+                    child.process.terminate()
+            if not self._wait(prefix, timeout_s):
+                break
+        for child in self._children.values():
+            child.process.kill()
+            child.process.wait()
+            os.close(child.pidfd)
+        self._control.close()
+        self._context.term()
+
+    def _wait(self, prefix: str, timeout_s: float) -> bool:
+        """Waits for processes to end. False when a signal says not to wait any longer."""
+        deadline = time.monotonic() + timeout_s
+        for child in self._children.values():
+            while child.name.startswith(prefix) and child.process.poll() is None:
+                remaining_ms = int((deadline - time.monotonic()) * 1000)
+                if remaining_ms <= 0:
+                    return True
+                poller = zmq.Poller()
+                poller.register(child.pidfd, zmq.POLLIN)
+                poller.register(self._signals.fd, zmq.POLLIN)
+                if self._signals.fd in dict(poller.poll(remaining_ms)) and self._signals.take():
+                    return False
+        return True
+
+
+def run_engine(
+    make_specs: Callable[[str, SegmentFds, int], list[ChildSpec]],
+    scheduler: config.SchedulerConfig,
+    host: str,
+    port: int,
+    display: StartupDisplay,
+    shutdown_timeout_s: float,
+) -> int:
+    """Starts an engine, serves until a signal or a death, stops it; returns the exit code.
+
+    `make_specs` gets the run directory, the segments and the listening socket's descriptor. Raises StartupError.
+    """
+    with ExitStack() as stack:
+        signals = stack.enter_context(SignalPipe())
+        listener = stack.enter_context(open_listener(host, port))
+        run_dir = stack.enter_context(RunDirectory())
+        try:
+            segments = create_segments(scheduler, num_workers=1)
+        except segment.SegmentError as error:
+            raise StartupError(str(error)) from error
+        supervisor = Supervisor(run_dir, signals, display, shutdown_timeout_s)
+        stack.callback(supervisor.stop)
+        try:
+            worker = supervisor.start(make_specs(run_dir, segments, listener.fileno()))
+            display.ready(worker.device, worker.num_kv_blocks * scheduler.block_size, listener.getsockname())
+            while True:
+                supervisor.poll()
+        except EngineStopped as stopped:
+            return stopped.exit_code
