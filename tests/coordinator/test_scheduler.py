@@ -168,3 +168,16 @@ def test_a_request_that_needs_every_block_runs_when_the_others_are_done() -> Non
     engine.submit([3, 4], max_tokens=10, ignore_eos=True)
     engine.run()
     engine.check_results()
+
+
+def test_tokens_in_flight_at_a_preemption_are_delivered_and_not_computed_again() -> None:
+    engine = Engine(config(enable_prefix_caching=False), num_blocks=16)
+    for length in (9, 10, 11, 12):
+        engine.submit(list(range(length)), max_tokens=30, ignore_eos=True)
+    sampled = 0
+    while engine.plan() | engine.confirm():
+        if engine.execute():
+            sampled += int((engine._executed[-1]["token"] >= 0).sum())
+    engine.check_results()
+    assert engine.scheduler.counters.num_preemptions > 0
+    assert sampled == 4 * 30

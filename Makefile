@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# What CI runs. torch comes first and by exact version: a plain `torch` may bring gigabytes of CUDA libraries.
+TORCH := torch==2.13.0
+MODEL ?=
+ARGS ?=
+
+.PHONY: help install serve test test-slow check format clean
+
+help:
+	@echo "make serve [MODEL=path] [ARGS='--port 8001']   set up and start the server (default: the bundled demo model)"
+	@echo "make test                                      set up and run the tests"
+	@echo "make test-slow                                 the longer ones"
+	@echo "make check                                     ruff, mypy --strict, import directions"
+	@echo "make format                                    ruff format and fixes"
+
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "albireo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev]
+	@touch $(STAMP)
+
+install: $(STAMP)
+
+serve: $(STAMP)
+	@$(BIN)/albireo-run serve $(MODEL) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m "slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_imports.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find albireo tests tools -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""Starting, stopping and dying: what is left, and what is said."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import Server, eventually, processes
+
+from albireo.serve import DEMO_MODEL
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def runtime_dir(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment whose runtime directory is watched, and is empty again at the end."""
+    path = tmp_path / "run"
+    path.mkdir()
+    shm = set(os.listdir("/dev/shm"))
+    yield {"XDG_RUNTIME_DIR": str(path)}
+    assert eventually(lambda: not list(path.iterdir())), "sockets were left behind"
+    assert set(os.listdir("/dev/shm")) <= shm, "something was left in /dev/shm"
+
+
+def start(*arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a server that cannot start."""
+    command = [sys.executable, "-m", "albireo.cli", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_every_process_and_leaves_nothing(number: signal.Signals, runtime_dir: dict[str, str]) -> None:
+    with Server(env=runtime_dir) as server:
+        children = server.children()
+        assert set(children) == {"albireo-worker-0", "albireo-coordinator-0", "albireo-frontend-0"}
+        server.process.send_signal(number)
+        assert server.wait() == 0
+        assert not {pid for pid, _, _ in processes()} & set(children.values())
+
+
+def test_kill_9_on_the_supervisor_leaves_no_process_and_no_shared_memory(runtime_dir: dict[str, str]) -> None:
+    with Server(env=runtime_dir) as server:
+        children = set(server.children().values())
+        server.process.kill()
+        assert eventually(lambda: not {pid for pid, _, _ in processes()} & children, timeout_s=5)
+
+
+@pytest.mark.parametrize("victim", ["worker-0", "coordinator-0", "frontend-0"])
+def test_the_death_of_a_child_is_named_and_ends_the_server(victim: str, runtime_dir: dict[str, str]) -> None:
+    with Server(env=runtime_dir) as server:
+        os.kill(server.children()[f"albireo-{victim}"], signal.SIGKILL)
+        assert server.wait() == 1
+    assert any(victim in line and "was killed by SIGKILL" in line for line in server.lines)
+
+
+def test_a_taken_port_is_one_line_and_exit_code_3() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, output = start("--port", port)
+    assert code == 3
+    assert (
+        output == f"albireo: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port"
+    )
+
+
+def test_a_missing_model_is_one_line_and_exit_code_3() -> None:
+    code, output = start("does/not/exist")
+    assert code == 3
+    assert "does/not/exist" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_an_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["MambaForCausalLM"]}))
+    code, output = start(str(tmp_path / "model"))
+    assert code == 3
+    assert "MambaForCausalLM" in output
+    assert "Qwen3ForCausalLM" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_truncated_weight_file_is_found_before_a_process_starts(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 1000)
+    code, output = start(str(tmp_path / "model"))
+    assert code == 3
+    assert "model.safetensors" in output
+    assert "truncated" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_cache_larger_than_the_memory_is_one_line_with_the_numbers() -> None:
+    code, output = start("--kv-cache-bytes", "900T")
+    assert code == 3
+    assert "--kv-cache-bytes" in output
+    assert "GiB of memory left" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_cache_too_small_for_one_sequence_is_one_line_with_the_numbers() -> None:
+    code, output = start("--kv-cache-bytes", "64K", "--max-model-len", "1024")
+    assert code == 3
+    assert "raise --kv-cache-bytes or lower --max-model-len" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model-path", "x"], "--model-path is SGLang's name; here it is --model"),
+        (["--context-length=5"], "--context-length is SGLang's name; here it is --max-model-len"),
+        (["--max-num-seqs", "0"], "0 is out of range: between 1 and 4096 is possible"),
+        (["--max-num-seqs", "64", "--max-num-batched-tokens", "32"], "must be at least --max-num-seqs"),
+        (["--max-model-len", "10000000"], "exceeds the model's"),
+        (["-tp", "2"], "2 is out of range"),
+        (["--kv-cache-bytes", "lots"], "'lots' is no size"),
+    ],
+)
+def test_bad_arguments_are_exit_code_2_and_say_what_is_possible(arguments: list[str], text: str) -> None:
+    code, output = start(*arguments)
+    assert code == 2
+    assert text in output
