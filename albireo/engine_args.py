@@ -8,7 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from albireo.checkpoint import Checkpoint, CheckpointError, kv_bytes_per_block, read_checkpoint, weight_bytes
+from albireo.checkpoint import Checkpoint, CheckpointError, kv_bytes_per_block, read_checkpoint
+from albireo.checkpoint.weight_shapes import weight_bytes
 from albireo.config import Dtype, SchedulerConfig, SchedulingPolicy
 from albireo.errors import StartupError
 from albireo.shm.segment import available_memory_bytes
@@ -73,7 +74,7 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
             f"({args.max_num_seqs}): every running sequence decodes one token a step",
             exit_code=2,
         )
-    limit = checkpoint.model.max_position_embeddings
+    limit = checkpoint.model.context_length
     if args.max_model_len is not None and args.max_model_len > limit:
         raise StartupError(f"--max-model-len {args.max_model_len} exceeds the model's {limit} positions", exit_code=2)
     block_bytes = kv_bytes_per_block(checkpoint.model, args.block_size, dtype)
@@ -131,6 +132,6 @@ def _size_kv_cache(args: EngineArgs, checkpoint: Checkpoint, dtype: Dtype, block
             f"too little memory: the weights need {weights / GIB:.1f} GiB and leave {max(left, 0) / GIB:.1f} GiB "
             f"for the KV cache and the processes; {MEMORY_RESERVE_BYTES / GIB:.0f} GiB is the least"
         )
-    max_model_len = args.max_model_len or checkpoint.model.max_position_embeddings
+    max_model_len = args.max_model_len or checkpoint.model.context_length
     wanted = args.max_num_seqs * -(-max_model_len // args.block_size) * block_bytes
     return min(wanted, DEFAULT_KV_CACHE_BYTES, (left - MEMORY_RESERVE_BYTES) // 2)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from albireo.config import WorkerConfig
-from albireo.gpu_worker.attention.cpu import CpuAttention
+from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import load_model
@@ -17,7 +18,7 @@ from albireo.messages import Finish
 from albireo.shm.plan_ring import PlanSlot
 from albireo.shm.token_ring import TokenSlot
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+Int32s = npt.NDArray[np.int32]
 
 
 class CpuDevice:
@@ -28,9 +29,9 @@ class CpuDevice:
     def __init__(self, config: WorkerConfig, report: Callable[[str, float], None]) -> None:
         torch.set_num_threads(config.num_threads)
         self._block_size = config.scheduler.block_size
-        self._model = load_model(config, CpuAttention(), report)
+        self._model = load_model(config, OracleAttention(), report)
         self._kv_cache = KVCache.allocate(config.model, config.dtype, self._block_size, config.kv_cache_bytes)
-        self._sampler = CpuSampler()
+        self._sampler = CpuSampler(config.model.vocab_size)
         self.state = DeviceState(config.scheduler)
 
     @property
@@ -54,15 +55,16 @@ class CpuDevice:
                 rows["token"][inputs.live], rows["finish"][inputs.live] = self._sample(hidden, inputs)
         result.header["num_rows"] = rows.size
 
-    def _sample(self, hidden: torch.Tensor, inputs: StepInputs) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(self, hidden: torch.Tensor, inputs: StepInputs) -> tuple[Int32s, Int32s]:
         """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
         if len(inputs.sampled_tokens) != len(hidden):
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
-        logits = self._model.compute_logits(hidden)
+        logits, state = self._model.compute_logits(hidden), self.state
         slots = torch.from_numpy(inputs.sampled_slots)
         tokens = torch.empty(len(slots), dtype=torch.int32)
-        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), self.state.sampling, tokens)
-        finish = check_stop(tokens, slots, self.state.stop_ids, self.state.num_eos_ids, self.state.num_stop_ids)
+        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), state.sampling, tokens)
+        finish = torch.empty(len(slots), dtype=torch.int32)
+        check_stop(tokens, slots, state.stop_ids, state.num_eos_ids, state.num_stop_ids, finish)
         num_tokens = (inputs.sampled_positions + 1).astype(np.int32)
-        self.state.advance(inputs.sampled_slots, tokens.numpy(), num_tokens, finish.numpy() != Finish.NONE)
+        state.advance(inputs.sampled_slots, tokens.numpy(), num_tokens, finish.numpy() != Finish.NONE)
         return tokens.numpy(), finish.numpy()

@@ -9,7 +9,7 @@ from pipeline import Pipeline
 from albireo.config import SchedulerConfig
 from albireo.messages import Finish, SamplingParams
 
-EOS = (7,)
+EOS = (100, 101, 102, 103, 104, 105)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def run(path: Path, run_ahead: int, num_blocks: int) -> list[tuple[list[int], Fi
             top_k=(0, 40, 0)[seed % 3],
             min_p=(0.0, 0.0, 0.01)[seed % 3],
             seed=seed,
-            stop_token_ids=tuple(range(20 * seed, 20 * seed + 15)),
+            stop_token_ids=tuple(range(200 + seed, 206 + seed)),
             ignore_eos=seed % 5 == 0,
         )
         pipeline.submit([(seed * i) % 300 for i in range(1, 2 + 5 * seed)], sampling)
