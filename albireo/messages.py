@@ -18,7 +18,8 @@ from msgspec import Meta, Struct
 
 from albireo import limits
 
-Uint64 = Annotated[int, Meta(ge=0, lt=2**64)]
+Uint64 = Annotated[int, Meta(ge=0)]
+"""msgpack's own largest integer is the upper bound."""
 
 
 class Finish(IntEnum):

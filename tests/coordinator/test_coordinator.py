@@ -1,0 +1,208 @@
+"""The coordinator actor over real sockets and rings, with the fake device as its worker, in one thread."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from fake_device import FakeDevice, reference
+
+from albireo import sockets
+from albireo.config import CoordinatorConfig, SchedulerConfig, SegmentFds
+from albireo.coordinator.coordinator import Coordinator
+from albireo.coordinator.scheduler import Scheduler
+from albireo.coordinator.telemetry import Telemetry
+from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.shm import segment, stats
+from albireo.shm.plan_ring import PlanRing
+from albireo.shm.token_ring import TokenRing
+
+SCHEDULER = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=64, block_size=4)
+EOS = (3, 4)
+NUM_BLOCKS = 20
+
+
+class Harness:
+    """A coordinator, its worker and two frontends' sockets."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = self._open(zmq.ROUTER)
+        router.bind(f"ipc://{run_dir}/router.sock")
+        self.frontends = []
+        for index in range(2):
+            dealer = self._open(zmq.DEALER)
+            dealer.setsockopt(zmq.IDENTITY, f"frontend-{index}".encode())
+            dealer.connect(f"ipc://{run_dir}/router.sock")
+            self.frontends.append(dealer)
+        plan_ring, token_ring = PlanRing(SCHEDULER, 1), TokenRing(SCHEDULER)
+        fds = [segment.create("x", size) for size in (plan_ring.geometry.size, token_ring.geometry.size, 4096)]
+        plan_ring.initialise(fds[0])
+        token_ring.initialise(fds[1])
+        stats.initialise(fds[2], 1)
+        self.stats = stats.EngineStats(fds[2]).engine
+        self._plans, self._tokens = plan_ring.reader(fds[0], 0), token_ring.writer(fds[1])
+        self._device = FakeDevice(SCHEDULER, NUM_BLOCKS)
+        self._decoder = frontend_decoder()
+        self.now_ns = 1
+        config = CoordinatorConfig(
+            name="coordinator-0", run_dir=run_dir, log_level="info", scheduler=SCHEDULER,
+            segments=SegmentFds(fds[0], (fds[1],), fds[2]), eos_token_ids=EOS, vocab_size=50, num_workers=1,
+        )  # fmt: skip
+        bell = sockets.plan_bell(self._context, run_dir)
+        self._closables: list[Any] = [router, *self.frontends, bell]
+        self.coordinator = Coordinator(
+            config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key"), plan_ring.writer(fds[0]),
+            [token_ring.reader(fds[1])], router, bell, Telemetry(self.stats), lambda: self.now_ns,
+        )  # fmt: skip
+        for fd in fds:
+            os.close(fd)
+
+    def _open(self, kind: int) -> "zmq.Socket[bytes]":
+        return sockets.open_socket(self._context, kind)
+
+    def close(self) -> None:
+        for closable in self._closables:
+            closable.close()
+        self._context.term()
+
+    def send(self, frontend: int, data: bytes) -> None:
+        self.frontends[frontend].send(data)
+
+    def submit(self, frontend: int, request_id: int, prompt: list[int], max_tokens: int = 5, **sampling: Any) -> None:
+        data = np.array(prompt, np.int32).tobytes()
+        params = SamplingParams(max_tokens=max_tokens, seed=request_id, **sampling)
+        self.send(frontend, encode(Submit(request_id, data, params)))
+
+    def work(self) -> bool:
+        """The worker's part of one step."""
+        plan = self._plans.poll()
+        if plan is None:
+            return False
+        result = self._tokens.next_slot()
+        rows = self._device.execute(plan)
+        result.rows[: rows.size] = rows
+        result.header["num_rows"] = rows.size
+        result.header["begin_ns"], result.header["end_ns"] = self.now_ns, self.now_ns + 1000
+        self.now_ns += 2000
+        self._tokens.publish()
+        self._plans.consume()
+        return True
+
+    def run(self) -> None:
+        """Until nothing moves: a message in a socket counts as moving."""
+        idle = 0
+        while idle < 3:
+            self.coordinator.step()
+            idle = 0 if self.work() or self.coordinator.is_busy else idle + 1
+            self.frontends[0].poll(5)
+
+    def received(self, frontend: int) -> list[Tokens | Rejected]:
+        messages = []
+        while self.frontends[frontend].poll(50):
+            messages.append(self._decoder.decode(self.frontends[frontend].recv()))
+        return messages
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    harness = Harness(str(tmp_path))
+    yield harness
+    harness.close()
+
+
+def outputs(messages: list[Tokens | Rejected]) -> dict[int, tuple[list[int], Finish]]:
+    found: dict[int, tuple[list[int], Finish]] = {}
+    for message in messages:
+        assert isinstance(message, Tokens)
+        ids = np.frombuffer(message.request_ids, np.uint64).tolist()
+        tokens = np.frombuffer(message.token_ids, np.int32).tolist()
+        for request_id, token, finish in zip(ids, tokens, message.finish, strict=True):
+            so_far = found.get(request_id, ([], Finish.NONE))[0]
+            found[request_id] = ([*so_far, token], Finish(finish))
+    return found
+
+
+def test_each_frontend_hears_of_its_own_requests_one_message_a_step(harness: Harness) -> None:
+    for request_id in range(3):
+        harness.submit(0, request_id, [1, 2, 5 + request_id])
+    harness.submit(1, 0, [9, 9, 9, 9, 9])
+    harness.run()
+    first, second = harness.received(0), harness.received(1)
+    expected = {request_id: reference([1, 2, 5 + request_id], request_id, 8, EOS, ()) for request_id in range(3)}
+    assert outputs(first) == expected
+    assert outputs(second) == {0: reference([9] * 5, 0, 10, EOS, ())}
+    steps = [message.step for message in first if isinstance(message, Tokens)]
+    assert len(steps) == len(set(steps))
+    admitted = [entry for message in first if isinstance(message, Tokens) for entry in message.admitted]
+    assert [entry.request_id for entry in admitted] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "sampling", "field", "text"),
+    [
+        ([], 5, {}, "prompt", "the prompt has 0 tokens; between 1 and 63 are possible"),
+        ([1] * 64, 5, {}, "prompt", "the prompt has 64 tokens"),
+        ([50], 5, {}, "prompt", "between 0 and 49"),
+        ([-1], 5, {}, "prompt", "between 0 and 49"),
+        ([1], 5, {"stop_token_ids": tuple(range(15))}, "stop_token_ids", "at most 14"),
+    ],
+)
+def test_a_request_that_slipped_through_the_frontend_is_rejected_and_disturbs_nobody(
+    harness: Harness, prompt: list[int], max_tokens: int, sampling: dict[str, Any], field: str, text: str
+) -> None:
+    harness.submit(0, 1, [1, 2, 3])
+    harness.submit(1, 2, prompt, max_tokens, **sampling)
+    harness.run()
+    (rejected,) = harness.received(1)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.request_id, rejected.field) == (2, field)
+    assert text in rejected.message
+    assert outputs(harness.received(0)) == {1: reference([1, 2, 3], 1, 8, EOS, ())}
+
+
+def test_garbage_on_the_socket_is_dropped_and_the_rest_goes_on(harness: Harness) -> None:
+    for data in (b"", b"\xff\xff", b"\x81\xa4type\xa3Foo", encode(Abort([77]))):
+        harness.send(0, data)
+    harness.submit(0, 1, [1, 2, 3])
+    harness.run()
+    assert outputs(harness.received(0)) == {1: reference([1, 2, 3], 1, 8, EOS, ())}
+
+
+def test_an_id_that_is_in_use_is_rejected(harness: Harness) -> None:
+    harness.submit(0, 1, [1, 2, 3], max_tokens=60, ignore_eos=True)
+    harness.submit(0, 1, [1, 2, 3])
+    harness.coordinator.step()
+    while not harness.stats["num_running"][0]:
+        harness.coordinator.step()
+    (message,) = [m for m in harness.received(0) if isinstance(m, Rejected)]
+    assert message.field == "request_id"
+
+
+def test_an_abort_is_answered_with_nothing_and_frees_everything(harness: Harness) -> None:
+    harness.submit(0, 1, [1, 2, 3], max_tokens=60, ignore_eos=True)
+    while not harness.stats["num_blocks_used"][0]:
+        harness.coordinator.step()
+    harness.send(0, encode(Abort([1])))
+    harness.run()
+    assert not [finish for _, finish in outputs(harness.received(0)).values() if finish]
+    assert harness.stats["num_blocks_used"][0] == 0
+    assert harness.stats["num_running"][0] == 0
+    assert harness.stats["finished_abort"][0] == 1
+
+
+def test_the_counters_tell_what_was_done(harness: Harness) -> None:
+    for request_id in range(4):
+        harness.submit(0, request_id, [7] * 9, max_tokens=6, ignore_eos=True)
+    harness.run()
+    stats = harness.stats[0]
+    assert stats["prompt_tokens"] == 36
+    assert stats["generation_tokens"] == 24
+    assert stats["finished_length"] == 4
+    assert stats["prefix_cache_hits"] == 3 * 8
+    assert stats["num_steps"] == stats["num_confirmed_steps"] >= 6
+    assert stats["step_device_ns"] == 1000 * stats["num_confirmed_steps"]
+    assert stats["num_blocks"] == NUM_BLOCKS
