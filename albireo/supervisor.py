@@ -50,6 +50,8 @@ class Child:
     config: ChildConfig
     process: subprocess.Popen[bytes]
     pidfd: int
+    is_heard: bool = False
+    """It has sent something: a ROUTER drops what it has for a peer that it has not met."""
     is_ready: bool = False
     num_kv_blocks: int = 0
     device: str = ""
@@ -167,7 +169,9 @@ class Supervisor:
         for spec in specs:
             self._spawn(spec)
         workers = [child for child in self._children.values() if child.name.startswith("worker")]
-        while not all(worker.num_kv_blocks for worker in workers):
+        while not all(child.is_heard for child in self._children.values()) or not all(
+            worker.num_kv_blocks for worker in workers
+        ):
             self.poll()
         self._broadcast(EngineReady(min(worker.num_kv_blocks for worker in workers)))
         while not all(child.is_ready for child in self._children.values()):
@@ -205,6 +209,7 @@ class Supervisor:
         while self._control.poll(0):
             identity, data = self._control.recv_multipart()
             child = self._children[identity.decode()]
+            child.is_heard = True
             self._handle(child, self._decoder.decode(data))
 
     def _handle(self, child: Child, message: ToSupervisor) -> None:

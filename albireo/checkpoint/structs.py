@@ -1,8 +1,4 @@
-"""What a checkpoint folder says about its model, read without torch: architecture, sizes, rope, EOS ids, defaults.
-
-A leaf: the supervisor reads it before any process starts (so that a bad folder is one clear line), and hands the
-result to the frontend, the coordinator and the workers as part of their configs.
-"""
+"""The frozen results of reading a checkpoint."""
 
 from typing import Literal
 
@@ -49,9 +45,22 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     sliding_windows: tuple[int | None, ...]
     """Per layer: how many of the last positions a query sees, itself included; None is all."""
     dtype: Literal["bfloat16", "float16", "float32"]
-    """The dtype the weights are stored in."""
+    """What config.json says the weights are; where it is silent, what the embedding table is stored in."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens in a sequence that the model is made for, rope scaling included.
+
+        `max_position_embeddings` is the answer for default and llama3 rope. Under linear and yarn scaling the field
+        holds the length before scaling in some checkpoints (Qwen's yarn recipe) and after it in others; the original
+        length times the factor is right for both.
+        """
+        if self.rope.rope_type not in ("linear", "yarn"):
+            return self.max_position_embeddings
+        original = self.rope.original_max_position_embeddings or self.max_position_embeddings
+        return int(original * self.rope.factor)
 
 
 class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,5 +72,22 @@ class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True):
     min_p: float | None = None
 
 
+class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):
+    """A folder that can be served."""
+
+    path: str
+    """Absolute."""
+    model: ModelConfig
+    defaults: GenerationDefaults
+
+
 class CheckpointError(Exception):
     """The folder cannot be served; the text is one line that says why and what to do."""
+
+
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def kv_bytes_per_block(model: ModelConfig, block_size: int, dtype: Literal["bfloat16", "float32"]) -> int:
+    """Bytes that one KV block of `block_size` tokens takes over all layers, keys and values together."""
+    return 2 * model.num_layers * model.num_kv_heads * block_size * model.head_dim * _DTYPE_BYTES[dtype]

@@ -10,7 +10,7 @@ from albireo.config import CoordinatorConfig
 from albireo.coordinator.coordinator import Coordinator
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
-from albireo.messages import EngineReady, Ready, Stop
+from albireo.messages import EngineReady, Progress, Ready, Stop
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.stats import EngineStats
 from albireo.shm.token_ring import TokenRing
@@ -40,6 +40,7 @@ def run(config: CoordinatorConfig) -> None:
     frontends.bind(sockets.coordinator_address(config.run_dir))
     token_bell = sockets.token_bell_listener(context, config.run_dir)
     plan_bell = sockets.plan_bell(context, config.run_dir)
+    control.send(Progress("waiting for the workers", 0.0))
     num_blocks = wait_for_engine(control)
     if num_blocks is None:
         return

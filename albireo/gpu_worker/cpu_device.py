@@ -10,7 +10,7 @@ from albireo.config import WorkerConfig
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
-from albireo.gpu_worker.loader import load_model
+from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
 from albireo.gpu_worker.sampling.cpu import CpuSampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, build_inputs
@@ -33,6 +33,8 @@ class CpuDevice:
         self._kv_cache = KVCache.allocate(config.model, config.dtype, self._block_size, config.kv_cache_bytes)
         self._sampler = CpuSampler(config.model.vocab_size)
         self.state = DeviceState(config.scheduler)
+        report("preparing kernels", 1.0)
+        self._sampler.warm_up(TORCH_DTYPES[config.dtype])
 
     @property
     def num_kv_blocks(self) -> int:

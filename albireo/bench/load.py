@@ -1,0 +1,52 @@
+"""Offers the load: requests when they are due, no more than the allowed number at once."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+
+from albireo.bench.connection import ConnectionPool
+from albireo.bench.event_stream import EventStream
+
+
+async def offer(
+    pool: ConnectionPool,
+    requests: Sequence[bytes],
+    due_s: Sequence[float],
+    max_concurrency: int | None,
+    timeout_s: float,
+) -> list[EventStream]:
+    """Sends `requests[i]` at `due_s[i]` seconds from now and returns their streams in order once all have ended.
+
+    As in `vllm bench serve`, a request that waits for its turn under `max_concurrency` starts, and its clock with
+    it, when it gets that turn; opening a connection counts as part of the request.
+    """
+    streams = [EventStream() for _ in requests]
+    turns = asyncio.Semaphore(max_concurrency) if max_concurrency is not None else contextlib.nullcontext()
+    started_s = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for request, due, stream in zip(requests, due_s, streams, strict=True):
+            wait_s = started_s + due - time.perf_counter()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            group.create_task(_send(pool, request, stream, turns, timeout_s))
+    return streams
+
+
+async def _send(
+    pool: ConnectionPool,
+    request: bytes,
+    stream: EventStream,
+    turns: contextlib.AbstractAsyncContextManager[None],
+    timeout_s: float,
+) -> None:
+    async with turns:
+        stream.start_ns = time.perf_counter_ns()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await pool.request(request, stream)
+        except TimeoutError:
+            stream.error = f"no complete answer within {timeout_s:g} s"
+        except OSError as error:
+            stream.error = f"{type(error).__name__}: {error}"
+        stream.end_ns = time.perf_counter_ns()

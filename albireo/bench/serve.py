@@ -1,0 +1,136 @@
+"""One `bench serve` run against a live server, from prompts to outcomes."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from albireo.bench.arrivals import arrival_times_s
+from albireo.bench.connection import ConnectionPool
+from albireo.bench.http_requests import completion_body, http_request
+from albireo.bench.load import offer
+from albireo.bench.outcome import RequestOutcome, judge
+from albireo.bench.prompts import Prompt, PromptMaker, load_tokenizer
+from albireo.bench.self_watch import ClientLoad, SelfWatch
+from albireo.bench.settings import ServeBenchSettings
+
+_MODELS_TIMEOUT_S = 30.0
+_MAX_MODELS_BYTES = 1024 * 1024
+
+
+class BenchError(Exception):
+    """The run cannot start; the text is one line."""
+
+
+class ServeRun(Struct, frozen=True):
+    """What a run left behind, before any statistics."""
+
+    model: str
+    tokenizer: str
+    prompts: list[Prompt]
+    outcomes: list[RequestOutcome]
+    client: ClientLoad
+    connections_opened: int
+    """During the measured part; a request that needed one waited for it."""
+    warmup_s: float
+
+
+class _ServedModel(Struct):
+    id: str
+    root: str | None = None
+
+
+class _ServedModels(Struct):
+    data: list[_ServedModel]
+
+
+class _Body:
+    """A small response, kept whole."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.content = b""
+
+    def feed(self, data: bytes, now_ns: int) -> None:
+        self.content += data[: _MAX_MODELS_BYTES - len(self.content)]
+
+
+def serve_bench(settings: ServeBenchSettings, api_key: str | None) -> ServeRun:
+    """Runs it on a fresh uvloop. Raises BenchError, PromptError; a failed request is an outcome, not an exception."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(settings, api_key))
+
+
+async def _run(settings: ServeBenchSettings, api_key: str | None) -> ServeRun:
+    pool = ConnectionPool(settings.base_url, settings.insecure)
+    headers = ({"Authorization": f"Bearer {api_key}"} if api_key else {}) | settings.headers
+    try:
+        return await _measure(pool, settings, headers)
+    finally:
+        # uvloop's loop.close() never returns while a connection is open.
+        pool.close()
+
+
+async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: dict[str, str]) -> ServeRun:
+    try:
+        await pool.resolve()
+        served = await _first_model(pool, headers) if settings.model is None else None
+    except (OSError, TimeoutError) as error:
+        raise BenchError(f"cannot reach {settings.base_url}: {error or type(error).__name__}") from None
+    model = served.id if served else settings.model or ""
+    tokenizer = settings.tokenizer or (served.root if served else None) or model
+    # Warm-up prompts come from another seed: they must not fill a prefix cache for the measured ones.
+    warmups = _prompts(settings, tokenizer, settings.num_warmups, settings.seed + 2**32) if settings.num_warmups else []
+    prompts = _prompts(settings, tokenizer, settings.num_prompts, settings.seed)
+    warmup_s = await _warm_up(pool, settings, [_request(pool, settings, headers, model, p) for p in warmups])
+    requests = [_request(pool, settings, headers, model, prompt) for prompt in prompts]
+    due_s = arrival_times_s(len(requests), settings.request_rate, settings.burstiness, settings.seed).tolist()
+    print(f"measuring {len(requests)} requests to {settings.base_url}", file=sys.stderr, flush=True)
+    opened_before = pool.opened
+    with SelfWatch() as watch:
+        streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
+    outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, prompts, strict=True)]
+    client = watch.load(sum(len(stream.chunk_ns) for stream in streams))
+    return ServeRun(model, tokenizer, prompts, outcomes, client, pool.opened - opened_before, warmup_s)
+
+
+async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _ServedModel:
+    path = pool.url.path.rstrip("/") + "/v1/models"
+    body = _Body()
+    async with asyncio.timeout(_MODELS_TIMEOUT_S):
+        await pool.request(http_request("GET", path, pool.url.netloc, headers), body)
+    if body.status != 200:
+        raise BenchError(f"{path} answered HTTP {body.status}; name the model with --model")
+    try:
+        return msgspec.json.decode(body.content, type=_ServedModels).data[0]
+    except (msgspec.MsgspecError, IndexError):
+        raise BenchError(f"{path} lists no model; name one with --model") from None
+
+
+def _prompts(settings: ServeBenchSettings, tokenizer: str, count: int, seed: int) -> list[Prompt]:
+    return PromptMaker(load_tokenizer(tokenizer), seed).make(count, settings.input_len, settings.prefix_len)
+
+
+def _request(
+    pool: ConnectionPool, settings: ServeBenchSettings, headers: dict[str, str], model: str, prompt: Prompt
+) -> bytes:
+    path = pool.url.path.rstrip("/") + settings.endpoint
+    return http_request("POST", path, pool.url.netloc, headers, completion_body(settings, model, prompt))
+
+
+async def _warm_up(pool: ConnectionPool, settings: ServeBenchSettings, requests: Sequence[bytes]) -> float:
+    """Seconds it took. Raises BenchError when a request fails: the measured ones would too, and more slowly."""
+    if not requests:
+        return 0.0
+    print(f"warming up with {len(requests)} requests", file=sys.stderr, flush=True)
+    before = time.perf_counter()
+    due_s = [0.0] * len(requests)
+    streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
+    errors = [error for stream in streams if (error := judge(stream, 0).error) is not None]
+    if errors:
+        raise BenchError(f"{len(errors)} of {len(requests)} warm-up requests failed; the first: {errors[0]}")
+    return time.perf_counter() - before

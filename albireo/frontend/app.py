@@ -1,0 +1,64 @@
+"""The ASGI application: routes and what every request passes through."""
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from albireo.frontend.access_log import AccessLogMiddleware
+from albireo.frontend.auth import ApiKeyMiddleware
+from albireo.frontend.chat import ChatCompletions
+from albireo.frontend.completions import Completions
+from albireo.frontend.error_boundary import ErrorBoundary
+from albireo.frontend.health import health, live, ready
+from albireo.frontend.json_response import send_json
+from albireo.frontend.metrics import MetricsCollector
+from albireo.frontend.models import Models
+from albireo.frontend.service import Service
+
+
+def build_app(service: Service) -> ASGIApp:
+    """From the inside out: routes, API keys, errors, access log."""
+    config = service.config
+    app: ASGIApp = Router(
+        [
+            Route("/v1/completions", Completions(service), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/models", Models(service), methods=["GET"]),
+            Route("/v1/models/{model_id:path}", Models(service), methods=["GET"]),
+            Route("/health", health(service), methods=["GET"]),
+            Route("/live", live(service), methods=["GET"]),
+            Route("/ready", ready(service), methods=["GET"]),
+            Route("/metrics", Metrics(service), methods=["GET"]),
+            Route("/version", Version(config.version), methods=["GET"]),
+        ],
+        redirect_slashes=False,
+    )
+    if config.api_keys:
+        app = ApiKeyMiddleware(app, config.api_keys)
+    app = ErrorBoundary(app)
+    return AccessLogMiddleware(app) if config.access_log else app
+
+
+class Metrics:
+    """ASGI endpoint: Prometheus text."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(MetricsCollector(service.model_name, service.stats, service.metrics))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = generate_latest(self._registry)
+        headers = [(b"content-type", CONTENT_TYPE_LATEST.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Version:
+    """ASGI endpoint: this server's version."""
+
+    def __init__(self, version: str) -> None:
+        self._body = msgspec.json.encode({"version": version})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, self._body)

@@ -1,0 +1,136 @@
+"""The one place that talks to the coordinator: requests go out, and each step's rows come back as one message."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import zmq
+
+from albireo.errors import InternalError, RequestError, UnavailableError
+from albireo.frontend.generation import Generation
+from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.socket_reader import SocketReader
+from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """Live generations by request id. An id is known from `submit` until its one terminal event or its abort.
+
+    Lives on the event loop's thread. The socket's high-water marks are off: a request sends two messages at most,
+    and its tokens must not be dropped; the client's own limits bound both.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: "zmq.Socket[bytes]",
+        metrics: RequestMetrics,
+        clock_ns: Callable[[], int],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._loop = loop
+        self._metrics = metrics
+        self._clock_ns = clock_ns
+        self._decoder = frontend_decoder()
+        self._numbers = itertools.count(1)
+        self._live: dict[int, Generation] = {}
+        self._aborted: list[int] = []
+        self._reader = SocketReader(loop, socket, self._on_frame, on_failure)
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def submit(
+        self, generation: Generation, prompt: list[int], sampling: SamplingParams, priority: int, cache_salt: str
+    ) -> None:
+        """Hands a checked request to the coordinator."""
+        generation.request_id = request_id = next(self._numbers)
+        generation.submitted_ns = self._clock_ns()
+        tokens = np.array(prompt, "<i4").tobytes()
+        self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt)))
+        self._live[request_id] = generation
+
+    def abort(self, generations: Iterable[Generation]) -> None:
+        """Forgets those that have not ended, and tells the coordinator. Nothing more is heard of them."""
+        for generation in generations:
+            if self._live.pop(generation.request_id, None) is not None:
+                self._abort(generation.request_id)
+                self._metrics.observe_end(generation, "abort", self._clock_ns())
+
+    def fail_all(self, error: RequestError) -> None:
+        """Ends every live generation with `error`: the server stops."""
+        while self._live:
+            request_id, generation = self._live.popitem()
+            self._abort(request_id)
+            generation.fail(error)
+
+    def close(self) -> None:
+        """Sends the aborts that are left and stops listening."""
+        self._flush_aborts()
+        self._reader.close()
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            self._reader.send(frame)
+        except zmq.Again as error:
+            raise UnavailableError("the engine does not take requests") from error
+
+    def _abort(self, request_id: int) -> None:
+        """One message for all that end in the same turn of the loop."""
+        if not self._aborted:
+            self._loop.call_soon(self._flush_aborts)
+        self._aborted.append(request_id)
+
+    def _flush_aborts(self) -> None:
+        if self._aborted:
+            self._send(encode(Abort(self._aborted)))
+            self._aborted = []
+
+    def _on_frame(self, frame: bytes) -> None:
+        message = self._decoder.decode(frame)
+        if isinstance(message, Tokens):
+            self._on_tokens(message)
+        else:
+            self._on_rejected(message)
+
+    def _on_rejected(self, message: Rejected) -> None:
+        generation = self._live.pop(message.request_id, None)
+        if generation is not None:
+            generation.fail(RequestError(message.message, field=message.field or None))
+
+    def _on_tokens(self, message: Tokens) -> None:
+        now_ns = self._clock_ns()
+        for admitted in message.admitted:
+            generation = self._live.get(admitted.request_id)
+            if generation is not None and not generation.admitted_ns:  # again after a preemption
+                generation.admitted_ns = now_ns
+                generation.num_cached_tokens = admitted.num_cached_tokens
+        request_ids = np.frombuffer(message.request_ids, "<u8").tolist()
+        token_ids = np.frombuffer(message.token_ids, "<i4").tolist()
+        finishes = np.frombuffer(message.finish, "u1").tolist()
+        for request_id, token_id, finish in zip(request_ids, token_ids, finishes, strict=True):
+            generation = self._live.get(request_id)
+            if generation is not None:  # else it was aborted while this was on its way
+                self._feed(generation, token_id, finish, now_ns)
+
+    def _feed(self, generation: Generation, token_id: int, finish: int, now_ns: int) -> None:
+        try:
+            generation.feed(token_id, finish)
+        except Exception:
+            # our bug, and one request's: the others of this step go on
+            logger.exception("request %d failed", generation.request_id)
+            self.abort([generation])
+            if not generation.ended:
+                generation.fail(InternalError("internal error"))
+            return
+        self._metrics.observe_token(generation, now_ns)
+        if generation.finish_reason is not None:
+            del self._live[generation.request_id]
+            self._metrics.observe_end(generation, generation.finish_reason, now_ns)
+            if finish == Finish.NONE:  # a stop string: the engine does not know
+                self._abort(generation.request_id)

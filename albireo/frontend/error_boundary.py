@@ -1,0 +1,58 @@
+"""Every exception of a request ends here, as OpenAI's error body. ASGI middleware, the outermost but the log."""
+
+import logging
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from albireo.errors import InternalError, MethodNotAllowedError, NotFoundError, RequestError
+from albireo.frontend.json_response import Headers, send_error
+from albireo.frontend.output import ClientGoneError
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorBoundary:
+    """Typed errors become their status; anything else is our bug: 500 with a number, and the log has the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_and_note(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        headers: Headers = []
+        scope["app"] = self  # starlette's router raises its 404 and 405 only inside an application
+        try:
+            await self._app(scope, receive, send_and_note)
+            return
+        except ClientGoneError:
+            return
+        except RequestError as caught:
+            error = caught
+        except HTTPException as caught:
+            error, headers = _routing_error(caught, scope)
+        except Exception:
+            number = uuid.uuid4().hex
+            logger.exception("request %s failed: %s %r", number, scope["method"], scope["path"])
+            error = InternalError(f"internal error; the server's log has more under {number}")
+        if started:
+            raise error  # half a response: uvicorn closes the connection, so that the client sees it
+        await send_error(send, error, headers)
+
+
+def _routing_error(error: HTTPException, scope: Scope) -> tuple[RequestError, Headers]:
+    headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+    if error.status_code == 404:
+        return NotFoundError(f"there is no {scope['path'][:200]} here"), headers
+    if error.status_code == 405:
+        return MethodNotAllowedError(f"{scope['method']} is not possible here"), headers
+    return RequestError(error.detail), headers

@@ -1,0 +1,139 @@
+"""One sequence that the engine works on for a client: its tokens become text, and it ends exactly once."""
+
+from typing import Protocol
+
+from albireo.errors import RequestError
+from albireo.frontend.detokenizer import Detokenizer
+from albireo.frontend.stop_strings import StopStrings
+from albireo.messages import Finish
+
+_REASONS = {Finish.EOS: "stop", Finish.STOP_TOKEN: "stop", Finish.LENGTH: "length", Finish.ABORT: "abort"}
+
+
+class Listener(Protocol):
+    """Who waits for a generation's output."""
+
+    def on_output(self, generation: "Generation", num_chars: int) -> None:
+        """There are that many more characters to take, or the generation has ended."""
+
+
+class Generation:
+    """State of one sequence. Lives on the event loop; `EngineClient` feeds it, its listener takes from it.
+
+    It ends with `finish_reason` or `error`, never both, and changes no more after that.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_listener",
+        "_stops",
+        "_text",
+        "_token_ids",
+        "admitted_ns",
+        "error",
+        "finish_reason",
+        "first_token_ns",
+        "index",
+        "keeps_token_ids",
+        "last_token_ns",
+        "num_cached_tokens",
+        "num_prompt_tokens",
+        "num_tokens",
+        "request_id",
+        "shows_stop",
+        "stop_reason",
+        "submitted_ns",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        num_prompt_tokens: int,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None,
+        listener: Listener,
+        keeps_token_ids: bool = False,
+        shows_stop: bool = False,
+    ) -> None:
+        self.index = index
+        """Number of the choice in the response."""
+        self.request_id = 0
+        """The engine's number for it, from `EngineClient.submit`."""
+        self.num_prompt_tokens = num_prompt_tokens
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._listener = listener
+        self.keeps_token_ids = keeps_token_ids
+        self.shows_stop = shows_stop
+        """Whether the text of the stop token belongs to the output (`include_stop_str_in_output`)."""
+        self.num_tokens = 0
+        """Output tokens, the one that ended it included."""
+        self.num_cached_tokens = 0
+        self.finish_reason: str | None = None
+        """stop, length or abort."""
+        self.stop_reason: str | int | None = None
+        """The stop string or stop token id that ended it; None for the model's own end of sequence."""
+        self.error: RequestError | None = None
+        self.submitted_ns = 0
+        self.admitted_ns = 0
+        self.first_token_ns = 0
+        self.last_token_ns = 0
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    def feed(self, token_id: int, finish: int) -> None:
+        """One row of a step. The listener hears of it when there is text, or when it is the last."""
+        assert not self.ended
+        if finish == Finish.ABORT:
+            self._listener.on_output(self, self._end(finish, token_id))
+            return
+        self.num_tokens += 1
+        if self.keeps_token_ids:
+            self._token_ids.append(token_id)
+        num_chars = 0
+        # the token that ends a sequence is a signal, not text
+        if finish not in (Finish.EOS, Finish.STOP_TOKEN) or self.shows_stop:
+            num_chars = self._show(self._detokenizer.feed(token_id))
+        if self.finish_reason is None and finish != Finish.NONE:
+            num_chars += self._end(finish, token_id)
+        if num_chars or self.finish_reason is not None:
+            self._listener.on_output(self, num_chars)
+
+    def fail(self, error: RequestError) -> None:
+        """Ends it with an error instead of a finish reason."""
+        assert not self.ended
+        self.error = error
+        self._listener.on_output(self, 0)
+
+    def take(self) -> tuple[str, list[int]]:
+        """The text since the last call, and the token ids if they are kept."""
+        text, ids = "".join(self._text), self._token_ids
+        self._text.clear()
+        self._token_ids = []
+        return text, ids
+
+    def _show(self, text: str) -> int:
+        """Adds text for the client, up to a stop string; returns the number of characters."""
+        if text and self._stops is not None:
+            text = self._stops.feed(text)
+            if self._stops.matched is not None:
+                self.finish_reason, self.stop_reason = "stop", self._stops.matched
+        if text:
+            self._text.append(text)
+        return len(text)
+
+    def _end(self, finish: int, token_id: int) -> int:
+        """The engine's end: what was held back is shown after all. Returns the number of characters."""
+        num_chars = self._show(self._detokenizer.flush())
+        if self.finish_reason is not None:  # it completed a stop string
+            return num_chars
+        self.finish_reason = _REASONS[Finish(finish)]
+        if finish == Finish.STOP_TOKEN:
+            self.stop_reason = token_id
+        held = self._stops.flush() if self._stops is not None else ""
+        self._text.append(held)
+        return num_chars + len(held)

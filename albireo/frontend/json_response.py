@@ -1,0 +1,29 @@
+"""JSON over ASGI: answers and errors in OpenAI's shape."""
+
+import msgspec
+from starlette.types import Send
+
+from albireo import limits
+from albireo.errors import RequestError, UnavailableError, error_body
+
+Headers = list[tuple[bytes, bytes]]
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
+    """A whole response."""
+    all_headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: RequestError, headers: Headers | None = None) -> None:
+    """A typed error with its status."""
+    headers = headers or []
+    if isinstance(error, UnavailableError):
+        headers = [*headers, (b"retry-after", b"%d" % limits.RETRY_AFTER_S)]
+    elif error.status == 401:
+        headers = [*headers, (b"www-authenticate", b"Bearer")]
+    elif error.status == 413:
+        # the rest of the body is still on its way, and nobody will read it
+        headers = [*headers, (b"connection", b"close")]
+    await send_json(send, error.status, msgspec.json.encode(error_body(error)), headers)

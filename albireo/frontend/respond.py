@@ -1,0 +1,89 @@
+"""Runs a request's generations and writes their output to the client, streamed or whole.
+
+The response begins with the first output, so that a request which the engine refuses still gets its own status.
+Whatever happens to the client or to us, no generation is left behind in the engine.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from starlette.types import Receive, Scope, Send
+
+from albireo.errors import RequestError
+from albireo.frontend.engine_client import EngineClient
+from albireo.frontend.formats import DONE, Format, error_event
+from albireo.frontend.generation import Generation
+from albireo.frontend.http_protocol import connection_dropper
+from albireo.frontend.json_response import send_json
+from albireo.frontend.output import ClientGoneError, Output
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Start = Callable[[Output], list[Generation]]
+"""Makes a request's generations and submits them."""
+
+
+async def respond(
+    scope: Scope, receive: Receive, send: Send, engine: EngineClient, start: Start, format_: Format, streams: bool
+) -> None:
+    """One response from start to end. Raises RequestError when nothing has been sent yet."""
+    output = Output(streams, connection_dropper(scope))
+    generations: list[Generation] = []
+    watcher = asyncio.create_task(_watch(receive, output))
+    try:
+        generations = start(output)
+        if streams:
+            await _stream(send, output, generations, format_)
+        else:
+            await _whole(send, output, generations, format_)
+    except ClientGoneError:
+        pass
+    finally:
+        watcher.cancel()
+        engine.abort(generations)
+
+
+async def _watch(receive: Receive, output: Output) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    output.client_left()
+
+
+async def _stream(send: Send, output: Output, generations: Sequence[Generation], format_: Format) -> None:
+    num_open = len(generations)
+    started = False
+    while num_open:
+        ready = await output.next()
+        error = _first_error(ready)
+        if error is None:
+            pieces = [format_.chunk(generation) for generation in ready]
+            num_open -= sum(generation.ended for generation in ready)
+            if not num_open:
+                pieces += [format_.usage_chunk(generations), DONE]
+        elif started:
+            num_open = 0
+            pieces = [error_event(error), DONE]
+        else:
+            raise error
+        if not started:
+            started = True
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": num_open > 0})
+
+
+async def _whole(send: Send, output: Output, generations: Sequence[Generation], format_: Format) -> None:
+    num_open = len(generations)
+    while num_open:
+        ready = await output.next()
+        if (error := _first_error(ready)) is not None:
+            raise error
+        num_open -= len(ready)
+    await send_json(send, 200, format_.body(generations))
+
+
+def _first_error(generations: Sequence[Generation]) -> RequestError | None:
+    return next((generation.error for generation in generations if generation.error is not None), None)

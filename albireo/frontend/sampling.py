@@ -1,0 +1,112 @@
+"""A request's sampling fields -> `SamplingParams`, with the model's and the engine's bounds applied."""
+
+import os
+from typing import TypeVar
+
+from msgspec import Struct
+
+from albireo import limits
+from albireo.checkpoint import GenerationDefaults
+from albireo.errors import RequestError
+from albireo.frontend.requests import ChatRequest, GenerationRequest
+from albireo.messages import SamplingParams
+
+T = TypeVar("T", int, float)
+
+COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default `max_tokens` of /v1/completions."""
+
+
+class ModelBounds(Struct, frozen=True):
+    """What the served model and its engine set for every request."""
+
+    context_tokens: int
+    """Most tokens in one sequence: the model's length, or the KV cache's capacity where that is less."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    defaults: GenerationDefaults
+
+
+def check_prompt_length(num_tokens: int, bounds: ModelBounds, field: str) -> None:
+    """Raises RequestError unless the context holds the prompt and at least one token more."""
+    if num_tokens == 0:
+        raise RequestError(f"{field} must not be empty", field=field)
+    if num_tokens >= bounds.context_tokens:
+        raise RequestError(
+            f"{field} has {num_tokens} tokens, and the context of {bounds.context_tokens} tokens must hold at least "
+            "one more",
+            field=field,
+            code="context_length_exceeded",
+        )
+
+
+def sampling_params(
+    request: GenerationRequest, num_prompt_tokens: int, default_max_tokens: int | None, bounds: ModelBounds
+) -> SamplingParams:
+    """Fills what the request leaves open from the checkpoint's generation config, then OpenAI's defaults.
+
+    `default_max_tokens` None is the rest of the context. Raises RequestError for what only the model can tell to be
+    out of bounds.
+    """
+    defaults = bounds.defaults
+    temperature = _first(request.temperature, defaults.temperature, 1.0)
+    return SamplingParams(
+        max_tokens=_max_tokens(request, num_prompt_tokens, default_max_tokens, bounds),
+        temperature=temperature if temperature >= limits.MIN_SAMPLED_TEMPERATURE else 0.0,
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=max(_first(request.top_k, defaults.top_k, 0), 0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        seed=_seed(request.seed),
+        stop_token_ids=_stop_token_ids(request, bounds),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _first(given: T | None, default: T | None, fallback: T) -> T:
+    if given is not None:
+        return given
+    return fallback if default is None else default
+
+
+def _seed(seed: int | None) -> int:
+    """The client's 64 bits, or fresh ones: two requests without a seed must not repeat each other."""
+    return int.from_bytes(os.urandom(8), "little") if seed is None else seed % 2**64
+
+
+def _max_tokens(request: GenerationRequest, num_prompt_tokens: int, default: int | None, bounds: ModelBounds) -> int:
+    room = bounds.context_tokens - num_prompt_tokens
+    field, asked = "max_tokens", request.max_tokens
+    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        if asked is not None and asked != request.max_completion_tokens:
+            raise RequestError("max_tokens and max_completion_tokens must not differ", field="max_completion_tokens")
+        field, asked = "max_completion_tokens", request.max_completion_tokens
+    if asked is None:
+        return room if default is None else min(default, room)
+    if asked > room:
+        raise RequestError(
+            f"{field} must be at most {room}: the context holds {bounds.context_tokens} tokens and the prompt has "
+            f"{num_prompt_tokens}",
+            field=field,
+            code="context_length_exceeded",
+        )
+    return asked
+
+
+def _stop_token_ids(request: GenerationRequest, bounds: ModelBounds) -> tuple[int, ...]:
+    stop_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))
+    most = limits.MAX_STOP_TOKEN_IDS - (0 if request.ignore_eos else len(bounds.eos_token_ids))
+    if len(stop_ids) > most:
+        raise RequestError(f"stop_token_ids must have at most {most} entries", field="stop_token_ids")
+    for index, token in enumerate(stop_ids):
+        if token >= bounds.vocab_size:
+            raise RequestError(
+                f"stop_token_ids[{index}] must be below the vocabulary size {bounds.vocab_size}",
+                field=f"stop_token_ids[{index}]",
+            )
+    return stop_ids
+
+
+def stop_strings(request: GenerationRequest) -> tuple[str, ...]:
+    """The request's stop strings, without repeats."""
+    stop = request.stop
+    return (stop,) if isinstance(stop, str) else tuple(dict.fromkeys(stop or ()))

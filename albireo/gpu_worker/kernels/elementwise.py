@@ -1,0 +1,148 @@
+"""RMSNorm, rotary embedding and the gated activation, each as one pass over its rows.
+
+Made of torch calls they take 5 to 9 passes and as many calls: at small batches the calls cost more than the
+arithmetic, at large ones the passes do. All sums and products are in fp32, rounded once when stored, in an order
+that depends on nothing but the row's width: a row gives the same bits in any batch and on any number of threads.
+"""
+
+import math
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numba import carray, njit
+
+from albireo.gpu_worker.kernels.launch import DEVICE_FUNCTION, Kernel
+from albireo.gpu_worker.kernels.simd import (
+    add,
+    divide,
+    exp2,
+    fetch_add,
+    fma,
+    keep_between,
+    load,
+    maximum,
+    multiply,
+    pointer,
+    splat,
+    store,
+    subtract,
+    sum_lanes,
+)
+
+ZERO: Final = np.float32(0)
+ONE: Final = np.float32(1)
+INFINITY: Final = np.float32(np.inf)
+LOG2_E: Final = np.float32(math.log2(math.e))
+
+ROW_ARGUMENTS = np.dtype(
+    [
+        ("next_row", "<i8"),  # 0 at first: rows taken by threads so far
+        ("next_row_address", "<i8"),
+        ("chunk", "<i8"),  # rows that a thread takes at a time
+        ("rows", "<i8"),
+        ("width", "<i8"),  # elements of an output row; heads per row for the rotation
+        ("x", "<i8"),
+        ("x_stride", "<i8"),  # elements from row to row
+        ("out", "<i8"),
+        ("weight", "<i8"),
+        ("table", "<i8"),  # fp32 [positions, 2, head_dim / 2]: cosines, sines
+        ("positions", "<i8"),  # int64 [rows]
+        ("eps", "<f4"),
+        ("unused", "<f4"),
+    ]
+)
+"""Arguments of every kernel here, as far as it needs them: addresses and sizes."""
+
+
+@njit(**DEVICE_FUNCTION)
+def _inverse_rms(x: Any, at: Any, width: Any, eps: Any) -> Any:
+    """1 / sqrt(mean of squares + eps) of x[at : at + width], in all lanes."""
+    total = splat(ZERO)
+    for j in range(0, width, 16):
+        part = load(x, at + j)
+        total = fma(part, part, total)
+    return splat(ONE / np.float32(math.sqrt(sum_lanes(total) / np.float32(width) + eps)))
+
+
+@cache
+def rms_norm_kernel(element: type[np.generic]) -> Kernel:
+    """out[row] = x[row] / rms(x[row]) * weight. `element`: np.uint16 for bf16, np.float32; `width` a multiple of 16."""
+
+    def rms_norm(arguments: Any) -> None:
+        a = carray(arguments, 1)[0]
+        x, weight, out = pointer(a.x, element), pointer(a.weight, element), pointer(a.out, element)
+        rows, width, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
+        while True:
+            first = fetch_add(a.next_row_address, chunk)
+            if first >= rows:
+                return
+            for row in range(first, min(first + chunk, rows)):
+                scale = _inverse_rms(x, row * stride, width, a.eps)
+                for j in range(0, width, 16):
+                    value = multiply(load(x, row * stride + j), scale)
+                    store(out, row * width + j, multiply(value, load(weight, j)))
+
+    return Kernel(rms_norm, ROW_ARGUMENTS)
+
+
+@cache
+def rotate_kernel(element: type[np.generic], head_dim: int, with_norm: bool) -> Kernel:
+    """Rotary embedding of the first `width` heads of each row of x by the row's position, into contiguous rows.
+
+    `with_norm`: each head is RMS-normalised first, with its own row of `weight` [width, head_dim]. `head_dim` is a
+    multiple of 32.
+    """
+    half = head_dim // 2
+
+    def rotate(arguments: Any) -> None:
+        a = carray(arguments, 1)[0]
+        x, weight, out = pointer(a.x, element), pointer(a.weight, element), pointer(a.out, element)
+        table, positions = pointer(a.table, np.float32), pointer(a.positions, np.int64)
+        rows, heads, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
+        while True:
+            first = fetch_add(a.next_row_address, chunk)
+            if first >= rows:
+                return
+            for row in range(first, min(first + chunk, rows)):
+                angles = positions[row] * head_dim
+                for head in range(heads):
+                    at, to = row * stride + head * head_dim, (row * heads + head) * head_dim
+                    scale = _inverse_rms(x, at, head_dim, a.eps) if with_norm else splat(ONE)
+                    for j in range(0, half, 16):
+                        lower, upper = load(x, at + j), load(x, at + half + j)
+                        if with_norm:
+                            lower = multiply(multiply(lower, scale), load(weight, head * head_dim + j))
+                            upper = multiply(multiply(upper, scale), load(weight, head * head_dim + half + j))
+                        cos, sin = load(table, angles + j), load(table, angles + half + j)
+                        store(out, to + j, subtract(multiply(lower, cos), multiply(upper, sin)))
+                        store(out, to + half + j, add(multiply(upper, cos), multiply(lower, sin)))
+
+    return Kernel(rotate, ROW_ARGUMENTS)
+
+
+@cache
+def silu_and_mul_kernel(element: type[np.generic]) -> Kernel:
+    """out[row] = silu(x[row, :width]) * x[row, width:]; `width` a multiple of 16."""
+
+    def silu_and_mul(arguments: Any) -> None:
+        a = carray(arguments, 1)[0]
+        x, out = pointer(a.x, element), pointer(a.out, element)
+        rows, width, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
+        zero, one, infinity, log2_e = splat(ZERO), splat(ONE), splat(INFINITY), splat(LOG2_E)
+        while True:
+            first = fetch_add(a.next_row_address, chunk)
+            if first >= rows:
+                return
+            for row in range(first, min(first + chunk, rows)):
+                for j in range(0, width, 16):
+                    gate = load(x, row * stride + j)
+                    # sigmoid by exp(-|gate|), which cannot overflow: 1 / (1 + e) or e / (1 + e)
+                    magnitude = maximum(gate, subtract(zero, gate))
+                    small = exp2(multiply(subtract(zero, magnitude), log2_e))
+                    numerator = keep_between(one, zero, gate, infinity, small)
+                    sigmoid = divide(numerator, add(one, small))
+                    up = load(x, row * stride + width + j)
+                    store(out, row * width + j, multiply(multiply(gate, sigmoid), up))
+
+    return Kernel(silu_and_mul, ROW_ARGUMENTS)

@@ -1,0 +1,84 @@
+"""Compile a numba kernel to a C function and run it on the threads that torch already has.
+
+torch and numba each bring an OpenMP runtime; used in turns, the idle threads of one spin while the other works
+(measured on two cores: 1.3 to 3 times slower than either alone). So numba's own threading is not used at all: a
+kernel is a plain C function of one pointer, and torch's OpenMP runtime runs it on torch's team, through the entry
+point that compilers emit for `#pragma omp parallel`.
+"""
+
+import ctypes
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cfunc, types
+from numba.np.numpy_support import from_dtype
+
+logger = logging.getLogger(__name__)
+
+DEVICE_FUNCTION = {"forceinline": True, "error_model": "numpy"}
+"""Options of the functions that a kernel calls: inlined, so that constants given to a kernel reach their loops."""
+
+
+@cache
+def _source_revision() -> str:
+    """Digest of all kernel sources. numba's cache looks only at the file of the function itself, not at its callees."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.py"), *(folder.parent / "attention").glob("*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Kernel:
+    """A compiled C function `void(record *arguments)` that every thread of the team enters once.
+
+    Compiling takes seconds, loading from numba's cache (beside the source, or in the user's cache directory) about
+    10 ms. Threads share out the work themselves, through counters in memory that `arguments` points to.
+    """
+
+    def __init__(self, function: Callable[[Any], None], arguments: np.dtype[np.void]) -> None:
+        function.__qualname__ = f"{function.__name__}_{_source_revision()}"
+        signature = types.void(types.CPointer(from_dtype(arguments)))
+        try:
+            compiled = cfunc(signature, cache=True, error_model="numpy")(function)
+        except RuntimeError as error:
+            # no writable cache directory (a read-only package and home): the start is slow, the server works
+            logger.warning("kernel %s is compiled at every start: %s", function.__name__, error)
+            compiled = cfunc(signature, error_model="numpy")(function)
+        self._compiled = compiled  # owns the machine code
+        self._address: int = compiled.address
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+
+    def __call__(self, arguments_address: int, num_threads: int) -> None:
+        """Run on `num_threads` threads of torch's team and return when all are done. Does not hold the GIL."""
+        team = _openmp_team()
+        if num_threads == 1 or team is None:
+            self._call(arguments_address)
+        else:
+            team(self._address, arguments_address, num_threads, 0)
+
+
+@cache
+def _openmp_team() -> Callable[[int, int, int, int], None] | None:
+    """`GOMP_parallel(function, data, num_threads, flags)` of the runtime that torch calls; None: one thread only.
+
+    The process-wide symbol comes first, since that is what torch itself binds to under LD_PRELOAD. Runtimes of Intel
+    and LLVM export the same entry point on Linux.
+    """
+    libraries = [None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")]
+    for library in libraries:
+        try:
+            team = ctypes.CDLL(library).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        team.restype = None
+        return team  # type: ignore[no-any-return]
+    logger.warning("torch's OpenMP runtime has no GOMP_parallel; attention runs on one thread")
+    return None

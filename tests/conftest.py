@@ -1,0 +1,24 @@
+"""Fixtures for every test folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoints.write_checkpoint` without the path: each distinct checkpoint is written once a session."""
+    written: dict[tuple[Any, ...], Path] = {}
+
+    def make(family: str, **settings: Any) -> Path:
+        from checkpoints import write_checkpoint  # imports transformers: seconds, only for tests that need it
+
+        key = (family, *sorted((name, repr(value)) for name, value in settings.items()))
+        if key not in written:
+            path = tmp_path_factory.mktemp(family)
+            written[key] = write_checkpoint(path, family, **settings)  # type: ignore[arg-type]
+        return written[key]
+
+    return make
