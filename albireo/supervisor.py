@@ -4,6 +4,7 @@ watches them, stops them. It imports neither torch nor starlette, so it starts a
 A child's stdin is a pipe that carries its config and whose end tells it that the supervisor is gone (`child.py`).
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -142,7 +143,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # create_server's own strerror repeats the address
+        reason = os.strerror(error.errno) if error.errno in errno.errorcode else str(error)
         raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
 
 
