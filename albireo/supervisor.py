@@ -4,7 +4,6 @@ watches them, stops them. It imports neither torch nor starlette, so it starts a
 A child's stdin is a pipe that carries its config and whose end tells it that the supervisor is gone (`child.py`).
 """
 
-import errno
 import os
 import shutil
 import signal
@@ -144,7 +143,7 @@ def open_listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         # create_server's own strerror repeats the address
-        reason = os.strerror(error.errno) if error.errno in errno.errorcode else str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
 
 

@@ -42,7 +42,6 @@ CHAT_TEMPLATE = (
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": MAX_MODEL_TOKENS,
-    "bos_token": None,
     "eos_token": IM_END,
     "pad_token": PAD,
     "clean_up_tokenization_spaces": False,

@@ -81,7 +81,8 @@ def result_record(
         record |= {f"{figure}_{name}_ms": value for figure, value in figures.items()}
     # A header may carry a credential: the record says which were sent, not what they held.
     kept = msgspec.structs.replace(settings, headers=dict.fromkeys(settings.headers, "..."))
-    record["settings"] = msgspec.to_builtins(kept) | {"request_rate": record["request_rate"]}
+    finite = {name: record[name] for name in ("request_rate", "burstiness")}  # JSON has no infinity
+    record["settings"] = msgspec.to_builtins(kept) | finite
     client = msgspec.to_builtins(run.client)
     shares = {"cpu_share": run.client.cpu_share, "cpu_us_per_chunk": run.client.cpu_us_per_chunk}
     record["client"] = client | shares | {"connections_opened": run.connections_opened}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import uvloop
 from msgspec import Struct
+from tokenizers import Tokenizer
 
 from albireo.bench.arrivals import arrival_times_s
 from albireo.bench.connection import ConnectionPool
@@ -82,7 +83,8 @@ async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: 
     except (OSError, TimeoutError) as error:
         raise BenchError(f"cannot reach {settings.base_url}: {error or type(error).__name__}") from None
     model = served.id if served else settings.model or ""
-    tokenizer = settings.tokenizer or (served.root if served else None) or model
+    tokenizer_name = settings.tokenizer or (served.root if served else None) or model
+    tokenizer = load_tokenizer(tokenizer_name)
     # Warm-up prompts come from another seed: they must not fill a prefix cache for the measured ones.
     warmups = _prompts(settings, tokenizer, settings.num_warmups, settings.seed + 2**32) if settings.num_warmups else []
     prompts = _prompts(settings, tokenizer, settings.num_prompts, settings.seed)
@@ -95,7 +97,7 @@ async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: 
         streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
     outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, prompts, strict=True)]
     client = watch.load(sum(len(stream.chunk_ns) for stream in streams))
-    return ServeRun(model, tokenizer, prompts, outcomes, client, pool.opened - opened_before, warmup_s)
+    return ServeRun(model, tokenizer_name, prompts, outcomes, client, pool.opened - opened_before, warmup_s)
 
 
 async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _ServedModel:
@@ -111,8 +113,8 @@ async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _Served
         raise BenchError(f"{path} lists no model; name one with --model") from None
 
 
-def _prompts(settings: ServeBenchSettings, tokenizer: str, count: int, seed: int) -> list[Prompt]:
-    return PromptMaker(load_tokenizer(tokenizer), seed).make(count, settings.input_len, settings.prefix_len)
+def _prompts(settings: ServeBenchSettings, tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
+    return PromptMaker(tokenizer, seed).make(count, settings.input_len, settings.prefix_len)
 
 
 def _request(

@@ -52,8 +52,7 @@ def main() -> int:
         control.fatal(f"{type(error).__name__}: {error}")
         return 1
     finally:
-        control.socket.close()
-        context.term()
+        context.destroy()
 
 
 if __name__ == "__main__":

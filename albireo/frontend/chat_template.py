@@ -65,7 +65,7 @@ class ChatTemplate:
             raise RequestError(f"messages: the chat template refuses them: {error}", field="messages") from error
         except Exception as error:
             # whatever the template trips over, the messages made it; its details are the operator's business
-            logger.warning("the chat template failed: %s: %s", type(error).__name__, error)
+            logger.warning("the chat template failed: %r", error)
             raise RequestError("messages: the chat template cannot render them", field="messages") from error
 
 

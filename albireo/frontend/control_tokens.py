@@ -73,23 +73,26 @@ class _Patterns:
     """A set of strings to find in a text, whole or begun at its edges."""
 
     def __init__(self, tokens: Collection[str]) -> None:
-        longest_first = sorted(tokens, key=len, reverse=True)
-        self._whole = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._tokens = frozenset(tokens)
+        self._lengths = sorted(set(map(len, tokens)))
+        # some vocabularies have a thousand special tokens, and few ways to begin one
+        self._begin = re.compile("|".join(sorted({re.escape(token[:2]) for token in tokens})) or "(?!)")
         self._beginnings = frozenset(token[:length] for token in tokens for length in range(1, len(token)))
         self._endings = frozenset(token[length:] for token in tokens for length in range(1, len(token)))
-        self._longest = max(map(len, tokens), default=0)
 
     def cuts(self, text: str) -> set[int]:
         """Positions such that no token lies in `text` without one of them inside, and none is completed by text put
         in front of it or behind it without one of them at the seam."""
         cuts = set()
-        match = self._whole.search(text)
-        while match is not None:  # occurrences may overlap
-            cuts.add(match.start() + 1)
-            match = self._whole.search(text, match.start() + 1)
+        match = self._begin.search(text)
+        while match is not None:
+            start = match.start()
+            if any(text[start : start + length] in self._tokens for length in self._lengths):
+                cuts.add(start + 1)
+            match = self._begin.search(text, start + 1)  # occurrences may overlap
         # next to white space, so that a template can still trim it
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        lengths = range(1, min(self._longest, end - start + 1))
+        lengths = range(1, min(max(self._lengths, default=1), end - start + 1))
         if any(text[start : start + length] in self._endings for length in lengths):
             cuts.add(start)
         if any(text[end - length : end] in self._beginnings for length in lengths):

@@ -20,6 +20,8 @@ _TYPES = {
     "object": "an object",
     "null": "null",
 }
+_MAX_ECHO_CHARS = 200
+"""Of what a client sent, how much an error repeats."""
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _NOT_FINITE = re.compile(rb'"([^"\\]{1,64})"\s*:\s*\[?\s*-?(?:NaN|Infinity|inf|nan)\b')
 
@@ -38,6 +40,8 @@ def decode_request(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
         raise _syntax_error(body, str(error)) from error
     refuse_unsupported(request)
     if request.stream_options is not None:
+        if not request.stream:
+            raise RequestError("stream_options is for streams: set stream to true", field="stream_options")
         refuse_unsupported(request.stream_options, "stream_options.")
     return request
 
@@ -55,10 +59,11 @@ def _syntax_error(body: bytes, text: str) -> RequestError:
 def _validation_error(text: str) -> RequestError:
     """From msgspec's wording ("Expected `int` >= 1 - at `$.n`") to ours ("n must be at least 1")."""
     match = _PATH.search(text)
-    path = match.group(1) if match else ""
+    path = match.group(1)[:_MAX_ECHO_CHARS] if match else ""
     reason = text[: match.start()] if match else text
     if named := re.match(r"Object (missing required|contains unknown) field `(.*)`", reason):
-        field = f"{path}.{named.group(2)}" if path else named.group(2)
+        name = named.group(2)[:_MAX_ECHO_CHARS]
+        field = f"{path}.{name}" if path else name
         if named.group(1) == "missing required":
             return RequestError(f"{field} is missing", field=field, code="missing_required_parameter")
         return RequestError(f"{field} is not a field that this server knows", field=field, code="unknown_parameter")

@@ -45,11 +45,12 @@ class _OpenAIFormat:
             "created": int(time.time()),
             "model": model,
         }
-        self._with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        options = request.stream_options
+        self._with_usage = bool(options and options.include_usage)
+        self._with_usage_so_far = bool(options and self._with_usage and options.continuous_usage_stats)
         self._prompts = prompts if request.return_token_ids else None
         self._begun: set[int] = set()
         self._chunk_head = b"data: " + _encode(self._head | {"object": self.chunk_object})[:-1]
-        self._chunk_tail = b',"usage":null}\n\n' if self._with_usage else b"}\n\n"
 
     def usage_chunk(self, generations: Sequence[Generation]) -> bytes:
         if not self._with_usage:
@@ -62,6 +63,12 @@ class _OpenAIFormat:
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _chunk_tail(self, generation: Generation) -> bytes:
+        """OpenAI has a null usage in every chunk but the last, when a usage is asked for."""
+        if self._with_usage_so_far:
+            return b',"usage":' + _encode(_usage([generation])) + b"}\n\n"
+        return b',"usage":null}\n\n' if self._with_usage else b"}\n\n"
 
     def _begins(self, generation: Generation) -> bool:
         """Whether this is the generation's first chunk."""
@@ -84,7 +91,7 @@ class CompletionFormat(_OpenAIFormat):
             pieces += [b',"token_ids":', _encode(token_ids)]
             if self._begins(generation):
                 pieces += [b',"prompt_token_ids":', _encode(self._prompts[generation.index])]
-        pieces += [_ending(generation), b"}]", self._chunk_tail]
+        pieces += [_ending(generation), b"}]", self._chunk_tail(generation)]
         return b"".join(pieces)
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
@@ -119,7 +126,7 @@ class ChatFormat(_OpenAIFormat):
         pieces.append(b"}")
         if self._prompts is not None:
             pieces += [b',"token_ids":', _encode(token_ids)]
-        pieces += [_ending(generation), b"}]", self._chunk_tail]
+        pieces += [_ending(generation), b"}]", self._chunk_tail(generation)]
         return b"".join(pieces)
 
     def body(self, generations: Sequence[Generation]) -> bytes:

@@ -26,7 +26,7 @@ class Models:
         elif model_id in names:
             body = self._card(model_id)
         else:
-            raise NotFoundError(f"the model {model_id!r} does not exist", field="model", code="model_not_found")
+            raise NotFoundError(f"the model {model_id[:200]!r} does not exist", field="model", code="model_not_found")
         await send_json(send, 200, msgspec.json.encode(body))
 
     def _card(self, name: str) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     """What a stream carries besides text."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
+    continuous_usage_stats: bool | None = None
+    """The usage so far in every chunk, and not only in the last."""
     include_obfuscation: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
 
 

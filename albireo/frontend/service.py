@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from albireo import limits
 from albireo.config import FrontendConfig
-from albireo.errors import NotFoundError, UnavailableError
+from albireo.errors import NotFoundError, RequestError, UnavailableError
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
@@ -23,6 +23,9 @@ from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.tokenizer import Tokenizer, load_tokenizer_config, special_tokens
 
 T = TypeVar("T")
+
+_MAX_ECHO_CHARS = 200
+"""Of what a client sent, how much an error repeats."""
 
 PREPARE_THREADS = 4
 """Long texts and chats are prepared off the event loop; encoding releases the GIL, and a slow template blocks one."""
@@ -101,7 +104,8 @@ class Service:
         if self.unavailable is not None:
             raise UnavailableError(self.unavailable)
         if request.model is not None and request.model not in self.config.served_model_names:
-            raise NotFoundError(f"the model {request.model!r} does not exist", field="model", code="model_not_found")
+            name = request.model[:_MAX_ECHO_CHARS]
+            raise NotFoundError(f"the model {name!r} does not exist", field="model", code="model_not_found")
 
     async def prepare(self, work: Callable[[], T], num_chars: int) -> T:
         """`work()`, on a thread where it is long."""
@@ -112,7 +116,7 @@ class Service:
     def submit(
         self, request: GenerationRequest, prompts: list[list[int]], default_max_tokens: int | None, output: Output
     ) -> list[Generation]:
-        """One generation per prompt, handed to the engine. Raises RequestError before any is."""
+        """One generation per prompt, handed to the engine. Raises RequestError, and then none is."""
         params = [sampling_params(request, len(prompt), default_max_tokens, self.bounds) for prompt in prompts]
         stops = stop_strings(request)
         shows_stop = bool(request.include_stop_str_in_output)
@@ -128,6 +132,10 @@ class Service:
             )
             for index, prompt in enumerate(prompts)
         ]
-        for generation, prompt, sampling in zip(generations, prompts, params, strict=True):
-            self.engine.submit(generation, prompt, sampling, request.priority or 0, request.cache_salt or "")
+        try:
+            for generation, prompt, sampling in zip(generations, prompts, params, strict=True):
+                self.engine.submit(generation, prompt, sampling, request.priority or 0, request.cache_salt or "")
+        except RequestError:
+            self.engine.abort(generations)
+            raise
         return generations

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from albireo.config import WorkerConfig
-from albireo.gpu_worker.attention.oracle import OracleAttention
+from albireo.gpu_worker.attention.cpu import make_attention
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
@@ -29,12 +29,14 @@ class CpuDevice:
     def __init__(self, config: WorkerConfig, report: Callable[[str, float], None]) -> None:
         torch.set_num_threads(config.num_threads)
         self._block_size = config.scheduler.block_size
-        self._model = load_model(config, OracleAttention(), report)
-        self._kv_cache = KVCache.allocate(config.model, config.dtype, self._block_size, config.kv_cache_bytes)
-        self._sampler = CpuSampler(config.model.vocab_size)
+        model, dtype = config.model, TORCH_DTYPES[config.dtype]
+        attention = make_attention(dtype, model.num_heads, model.num_kv_heads, model.head_dim, self._block_size)
+        self._model = load_model(config, attention, report)
+        self._kv_cache = KVCache.allocate(model, config.dtype, self._block_size, config.kv_cache_bytes)
+        self._sampler = CpuSampler(model.vocab_size)
         self.state = DeviceState(config.scheduler)
         report("preparing kernels", 1.0)
-        self._sampler.warm_up(TORCH_DTYPES[config.dtype])
+        self._sampler.warm_up(dtype)
 
     @property
     def num_kv_blocks(self) -> int:

@@ -1,6 +1,5 @@
 """What a decoder layer does between its products: RMSNorm, rotary embedding, gated activation."""
 
-import struct
 from typing import Final, Protocol
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch.nn import functional
 
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.kernels.elementwise import (
-    ROW_ARGUMENTS,
     rms_norm_kernel,
     rotate_kernel,
     silu_and_mul_kernel,
@@ -84,9 +82,8 @@ class KernelLayerOps:
         self._rms_norm = rms_norm_kernel(element)
         self._rotate = rotate_kernel(element, config.head_dim, config.qk_norm)
         self._silu_and_mul = silu_and_mul_kernel(element)
-        self._arguments = np.zeros(1, ROW_ARGUMENTS)
-        self._address: int = self._arguments.ctypes.data
-        self._buffer = memoryview(self._arguments).cast("B")
+        self._counter = np.zeros(1, np.int64)
+        self._counter_address: int = self._counter.ctypes.data
 
     @staticmethod
     def fits(config: ModelConfig) -> bool:
@@ -120,11 +117,9 @@ class KernelLayerOps:
     ) -> None:
         threads = self._threads if rows * stride >= _SHARED_ELEMENTS else 1
         chunk = max(1, rows // (4 * threads)) if threads > 1 else rows
-        _PACK_INTO(
-            self._buffer,
-            0,
-            0,
-            self._address,
+        self._counter[0] = 0
+        arguments = (
+            self._counter_address,
             chunk,
             rows,
             width,
@@ -137,10 +132,9 @@ class KernelLayerOps:
             self._eps,
             0.0,
         )
-        kernel(self._address, threads)
+        kernel(arguments, threads)
 
 
-_PACK_INTO: Final = struct.Struct("<11q2f").pack_into
 _SHARED_ELEMENTS: Final = 1 << 16
 """Fewer elements than this take less time on one thread than it takes to call the others."""
 

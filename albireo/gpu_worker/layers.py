@@ -1,7 +1,6 @@
 """Linear layers in the form that is fastest for their dtype and this machine."""
 
-import struct
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from torch.nn import functional
 from albireo.gpu_worker.kernels.skinny_product import (
     BLOCK,
     MAX_ROWS,
-    PRODUCT_ARGUMENTS,
     packed_as_expected,
     skinny_product_kernel,
 )
@@ -83,18 +81,15 @@ class SkinnyProduct:
         self._threads = torch.get_num_threads()
         # a few turns per thread even out what else the cores are doing; one turn is at least a block
         self._chunk = max(1, self._blocks // (4 * self._threads)) if self._threads > 1 else self._blocks
-        self._arguments = np.zeros(1, PRODUCT_ARGUMENTS)
-        self._address: int = self._arguments.ctypes.data
-        self._buffer = memoryview(self._arguments).cast("B")
+        self._counter = np.zeros(1, np.int64)
+        self._counter_address: int = self._counter.ctypes.data
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """bf16 x `[n, in_features]`, contiguous -> `[n, out_features]`, plus `residual` if given."""
         out = torch.empty(x.shape[0], self._out_features, dtype=torch.bfloat16)
-        _PACK_INTO(
-            self._buffer,
-            0,
-            0,
-            self._address,
+        self._counter[0] = 0
+        arguments = (
+            self._counter_address,
             self._chunk,
             self._blocks,
             self._pairs,
@@ -104,11 +99,8 @@ class SkinnyProduct:
             0 if residual is None else residual.data_ptr(),
             out.data_ptr(),
         )
-        self._kernels[x.shape[0] - 1](self._address, self._threads)
+        self._kernels[x.shape[0] - 1](arguments, self._threads)
         return out
-
-
-_PACK_INTO: Final = struct.Struct("<10q").pack_into
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -136,6 +136,14 @@ def test_requests_at_a_rate_all_arrive(server: FakeServer, tmp_path: Path) -> No
     assert starts[-1] > 0
 
 
+def test_infinities_are_saved_as_json_can_hold_them(server: FakeServer, tmp_path: Path) -> None:
+    _, record = saved(server, tmp_path, "--burstiness", "inf")
+    assert (record["request_rate"], record["burstiness"]) == ("inf", "inf")
+    settings = record["settings"]
+    assert isinstance(settings, dict)
+    assert (settings["request_rate"], settings["burstiness"]) == ("inf", "inf")
+
+
 def test_the_key_and_extra_headers_are_sent_and_not_saved(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

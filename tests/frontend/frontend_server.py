@@ -117,5 +117,4 @@ class FrontendServer:
             uvloop.run(run())
         except BaseException as error:
             self.error = error
-        control.close()
-        context.term()
+        context.destroy()

@@ -19,7 +19,9 @@ from albireo.frontend.requests import ChatRequest
 from albireo.frontend.tokenizer import Tokenizer
 
 QWEN_LIKE = """
-{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
 {%- for message in messages %}
     {%- set content = message.content %}
     {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}

@@ -186,6 +186,28 @@ def test_a_row_that_cuts_inside_ties_draws_only_ids_in_front_of_the_cut() -> Non
         assert set(draw(logits, table, slots=[0] * 2000)) == set(range(10))
 
 
+def test_a_long_tail_far_below_the_maximum_counts_and_can_be_drawn() -> None:
+    """40,000 tokens at a gap of 12.5 hold 13% of the mass: top_p = 0.95 keeps more than half of them."""
+    logits = torch.full((1, 40_001), -12.5)
+    logits[0, 20_000] = 0.0
+    rows, table = logits.expand(60, -1), make_table([1.0], top_p=0.95)
+    tokens = draw(rows, table, slots=[0] * 60)
+    assert tokens == draw(rows, table, slots=[0] * 60, sampler=OracleSampler())
+    assert len(set(tokens)) > 1
+
+
+def test_min_p_keeps_ties_that_lie_behind_the_id_where_top_k_ends() -> None:
+    logits = torch.zeros(1, 500)
+    logits[0, [300, 400]] = 1.0
+    table = make_table([1.0], top_k=3, min_p=1.0)
+    assert set(draw(logits.expand(100, -1), table, slots=[0] * 100)) == {300, 400}
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, 0.0]] * 200)
+    assert set(draw(logits, make_table([1.0] * 200, top_k=3))) == {0, 1, 2}
+
+
 # --- a token depends on nothing but its row, seed and position
 
 

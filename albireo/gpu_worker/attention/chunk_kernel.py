@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import carray, njit
 
-from albireo.gpu_worker.kernels.launch import DEVICE_FUNCTION
+from albireo.gpu_worker.kernels.launch import CALLED, INLINED
 from albireo.gpu_worker.kernels.simd import (
     add,
     divide,
@@ -90,7 +90,7 @@ def scratch_floats(head_dim: int) -> int:
     return 2 * head_dim * COLUMNS + TILE * (COLUMNS + head_dim) + 5 * COLUMNS
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _divide_scratch(mine: Any, head_dim: Any) -> Any:
     scores = offset(mine, 2 * head_dim * COLUMNS)
     rows = offset(scores, TILE * COLUMNS)
@@ -108,7 +108,7 @@ def _divide_scratch(mine: Any, head_dim: Any) -> Any:
     )
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _read_rows(rows: Any, cache: Any, table: Any, a: Any, head: Any, start: Any, end: Any, head_dim: Any) -> None:
     """rows[t] = position start + t of a head as fp32; zeros from `end` on, where pages may hold anything."""
     for t in range(min(TILE, (end - start + ROWS - 1) // ROWS * ROWS)):
@@ -123,7 +123,7 @@ def _read_rows(rows: Any, cache: Any, table: Any, a: Any, head: Any, start: Any,
                 store(rows, t * head_dim + d, splat(ZERO))
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _mask(work: Any, start: Any, count: Any, columns: Any, window: Any) -> None:
     """LOWEST for the scores of positions start + t that a column's query does not see."""
     reach = splat(np.float32(window - 1))
@@ -136,7 +136,7 @@ def _mask(work: Any, start: Any, count: Any, columns: Any, window: Any) -> None:
             store(work.scores, at, keep_between(load(work.scores, at), lowest, key, position, splat(LOWEST)))
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _softmax(work: Any, count: Any, columns: Any) -> None:
     """Scores to weights down the columns, relative to the largest score so far."""
     for j in range(0, columns, 16):
@@ -155,7 +155,7 @@ def _softmax(work: Any, count: Any, columns: Any) -> None:
         store(work.decay, j, decay)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _start_item(
     work: Any, query: Any, a: Any, token: Any, tokens: Any, head: Any, position: Any, head_dim: Any
 ) -> None:
@@ -181,7 +181,7 @@ def _start_item(
             store(work.sums, d * COLUMNS + j, splat(ZERO))
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _attend_tile(
     work: Any,
     keys: Any,
@@ -201,6 +201,8 @@ def _attend_tile(
     _read_rows(work.rows, keys, table, a, head, start, end, head_dim)
     for t in range(0, count, ROWS):
         scores, rows = offset(work.scores, t * COLUMNS), offset(work.rows, t * head_dim)
+        for j in range(0, ROWS * COLUMNS, 16):
+            store(scores, j, splat(ZERO))
         multiply_tile(scores, work.zeros, rows, head_dim, 1, work.query, head_dim, columns)
     if start + TILE - 1 > position or start <= last - a.window:
         _mask(work, start, count, columns, a.window)
@@ -211,7 +213,7 @@ def _attend_tile(
         multiply_tile(sums, work.decay, offset(work.rows, d), 1, head_dim, work.scores, count, columns)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _finish_item(work: Any, out: Any, a: Any, token: Any, tokens: Any, head: Any, head_dim: Any) -> None:
     """Columns back to rows of `out`, divided by their sums of weights."""
     for j in range(0, COLUMNS, 16):
@@ -227,14 +229,14 @@ def _finish_item(work: Any, out: Any, a: Any, token: Any, tokens: Any, head: Any
                 store(out, at + d, multiply(factor, load(work.rows, d)))
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _num_items(query_start: Any, seq: Any, a: Any) -> Any:
     tokens_per_item = COLUMNS // a.group
     num_tokens = np.int64(query_start[seq + 1]) - np.int64(query_start[seq])
     return (num_tokens + tokens_per_item - 1) // tokens_per_item * a.num_kv_heads
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _attend_item(
     work: Any, keys: Any, values: Any, query: Any, out: Any, a: Any, seq: Any, rank: Any, head_dim: Any
 ) -> None:

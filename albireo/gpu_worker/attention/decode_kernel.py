@@ -15,7 +15,7 @@ import numpy as np
 from numba import carray, njit
 
 from albireo.gpu_worker.attention.decode_page import SPLIT, ZERO, Pages, page, page_scores, page_values
-from albireo.gpu_worker.kernels.launch import DEVICE_FUNCTION
+from albireo.gpu_worker.kernels.launch import CALLED, INLINED
 from albireo.gpu_worker.kernels.simd import (
     add,
     exp2,
@@ -88,7 +88,7 @@ def scratch_floats(group: int, head_dim: int) -> int:
     return padded * (SPLIT + 2 * head_dim) + 2 * padded
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _softmax(scores: Any, first: Any, count: Any, sums: Any, g: Any, group: Any) -> None:
     """Turn scores[g, first:count] into weights relative to the largest; it and their sum go to `sums`."""
     row = g * SPLIT
@@ -110,7 +110,7 @@ def _softmax(scores: Any, first: Any, count: Any, sums: Any, g: Any, group: Any)
     sums[group + g] = sum_lanes(total)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _write_head(out: Any, at: Any, acc: Any, row: Any, total: Any, head_dim: Any) -> None:
     """out[at:] = acc[row:] / total for one query head."""
     factor = splat(np.float32(1) / total)
@@ -118,7 +118,7 @@ def _write_head(out: Any, at: Any, acc: Any, row: Any, total: Any, head_dim: Any
         store(out, at + d, multiply(factor, load(acc, row + d)))
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _merge_head(
     out: Any, at: Any, partials: Any, first: Any, stride: Any, splits: Any, acc: Any, head_dim: Any
 ) -> None:
@@ -138,7 +138,7 @@ def _merge_head(
     _write_head(out, at, acc, 0, total, head_dim)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _num_splits(seq_len: Any, window: Any) -> Any:
     """Splits that a row reads; 1 for a dead row, whose zeros somebody has to write."""
     if seq_len == 0:
@@ -146,7 +146,7 @@ def _num_splits(seq_len: Any, window: Any) -> Any:
     return (seq_len - 1) // SPLIT - max(0, seq_len - window) // SPLIT + 1
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _find(item: Any, seq: Any, first_item: Any, first_split: Any, a: Any) -> Any:
     """Walk from a sequence and its first item to the one that `item` belongs to, num_seqs when there is none.
 
@@ -164,7 +164,7 @@ def _find(item: Any, seq: Any, first_item: Any, first_split: Any, a: Any) -> Any
     return seq, first_item, first_split
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _score_pass(work: Any, pages: Any, table: Any, num_pages: Any, head: Any) -> None:
     """All scores of a split; behind the last page of keys the first of values is asked for."""
     for b in range(num_pages):
@@ -176,7 +176,7 @@ def _score_pass(work: Any, pages: Any, table: Any, num_pages: Any, head: Any) ->
         )
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _value_pass(work: Any, pages: Any, table: Any, num_pages: Any, count: Any, head: Any) -> None:
     """The weighted sum of a split's values; behind the last page the next head's keys are asked for."""
     for b in range(num_pages):
@@ -188,7 +188,7 @@ def _value_pass(work: Any, pages: Any, table: Any, num_pages: Any, count: Any, h
         page_values(work.acc, work.scores, at, min(pages.block_size, count - at), values, pages, ahead)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _attend_split(work: Any, pages: Any, table: Any, low: Any, high: Any, head: Any, group: Any) -> None:
     """Unscaled sums of positions low..high-1 of a split in work.acc; largest scores and sums of weights in work.sums.
 
@@ -205,7 +205,7 @@ def _attend_split(work: Any, pages: Any, table: Any, low: Any, high: Any, head: 
     _value_pass(work, pages, table, num_pages, count, head)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _keep_partial(partials: Any, at: Any, work: Any, g: Any, pages: Any) -> None:
     for d in range(0, pages.head_dim, 16):
         store(partials, at + d, load(work.acc, g * pages.head_dim + d))
@@ -213,7 +213,7 @@ def _keep_partial(partials: Any, at: Any, work: Any, g: Any, pages: Any) -> None
     partials[at + pages.head_dim + 1] = work.sums[pages.padded_group + g]
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**CALLED)
 def _attend_item(a: Any, work: Any, pages: Any, query: Any, out: Any, seq: Any, item: Any, first_split: Any) -> None:
     """Item `item` of sequence `seq`: a run of heads over a split."""
     group, head_dim = a.group, pages.head_dim
@@ -227,6 +227,8 @@ def _attend_item(a: Any, work: Any, pages: Any, query: Any, out: Any, seq: Any, 
     slot = np.int64(pointer(a.slots, np.int32)[seq])
     table = pointer(a.block_table + 4 * (slot * a.table_stride + low // a.block_size), np.int32)
     partials, partial_floats = pointer(a.partials, np.float32), head_dim + PARTIAL_TAIL
+    for j in range(group * head_dim, pages.padded_group * head_dim, 16):
+        store(work.query, j, splat(ZERO))
     for head in range(first_head, first_head + a.heads_per_item):
         for j in range(0, group * head_dim, 16):
             at = seq * a.query_stride + head * group * head_dim + j

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import njit
 
-from albireo.gpu_worker.kernels.launch import DEVICE_FUNCTION
+from albireo.gpu_worker.kernels.launch import INLINED
 from albireo.gpu_worker.kernels.simd import fma, load, offset, prefetch, splat, store, store_halves, sum_each
 
 SPLIT: Final = 512
@@ -29,20 +29,20 @@ class Pages(NamedTuple):
     """Elements in a cache line."""
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def page(cache: Any, block: Any, head: Any, pages: Any) -> Any:
     """Pointer to the page of `block` and `head`."""
     return offset(cache, (np.int64(block) * pages.num_kv_heads + head) * pages.block_size * pages.head_dim)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _prefetch_rows(page: Any, at: Any, head_dim: Any) -> None:
     """Eight rows' share of the next page: spread over the work, since a burst of requests stalls it."""
     for t in range(8):
         prefetch(page, at + t * head_dim)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def page_scores(scores: Any, at: Any, query: Any, keys: Any, pages: Any, ahead: Any) -> None:
     """scores[g, at + t] = query[g] . keys[t] for a page, asking for the page `ahead` on the way."""
     head_dim = pages.head_dim
@@ -76,7 +76,7 @@ def page_scores(scores: Any, at: Any, query: Any, keys: Any, pages: Any, ahead: 
             store_halves(scores, g * SPLIT + at + t, (g + 1) * SPLIT + at + t, sums)
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def page_values(acc: Any, weights: Any, at: Any, count: Any, values: Any, pages: Any, ahead: Any) -> None:
     """acc[g] += sum over t < count of weights[g, at + t] * values[t], asking for the page `ahead` on the way."""
     head_dim = pages.head_dim

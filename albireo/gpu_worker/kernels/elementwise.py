@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numba import carray, njit
 
-from albireo.gpu_worker.kernels.launch import DEVICE_FUNCTION, Kernel
+from albireo.gpu_worker.kernels.launch import INLINED, Kernel
 from albireo.gpu_worker.kernels.simd import (
     add,
     divide,
@@ -37,8 +37,7 @@ LOG2_E: Final = np.float32(math.log2(math.e))
 
 ROW_ARGUMENTS = np.dtype(
     [
-        ("next_row", "<i8"),  # 0 at first: rows taken by threads so far
-        ("next_row_address", "<i8"),
+        ("counter", "<i8"),  # int64, 0 at first: rows that threads have taken
         ("chunk", "<i8"),  # rows that a thread takes at a time
         ("rows", "<i8"),
         ("width", "<i8"),  # elements of an output row; heads per row for the rotation
@@ -55,7 +54,7 @@ ROW_ARGUMENTS = np.dtype(
 """Arguments of every kernel here, as far as it needs them: addresses and sizes."""
 
 
-@njit(**DEVICE_FUNCTION)
+@njit(**INLINED)
 def _inverse_rms(x: Any, at: Any, width: Any, eps: Any) -> Any:
     """1 / sqrt(mean of squares + eps) of x[at : at + width], in all lanes."""
     total = splat(ZERO)
@@ -74,7 +73,7 @@ def rms_norm_kernel(element: type[np.generic]) -> Kernel:
         x, weight, out = pointer(a.x, element), pointer(a.weight, element), pointer(a.out, element)
         rows, width, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
         while True:
-            first = fetch_add(a.next_row_address, chunk)
+            first = fetch_add(a.counter, chunk)
             if first >= rows:
                 return
             for row in range(first, min(first + chunk, rows)):
@@ -101,7 +100,7 @@ def rotate_kernel(element: type[np.generic], head_dim: int, with_norm: bool) -> 
         table, positions = pointer(a.table, np.float32), pointer(a.positions, np.int64)
         rows, heads, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
         while True:
-            first = fetch_add(a.next_row_address, chunk)
+            first = fetch_add(a.counter, chunk)
             if first >= rows:
                 return
             for row in range(first, min(first + chunk, rows)):
@@ -131,7 +130,7 @@ def silu_and_mul_kernel(element: type[np.generic]) -> Kernel:
         rows, width, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
         zero, one, infinity, log2_e = splat(ZERO), splat(ONE), splat(INFINITY), splat(LOG2_E)
         while True:
-            first = fetch_add(a.next_row_address, chunk)
+            first = fetch_add(a.counter, chunk)
             if first >= rows:
                 return
             for row in range(first, min(first + chunk, rows)):

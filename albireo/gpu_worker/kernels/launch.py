@@ -9,6 +9,7 @@ point that compilers emit for `#pragma omp parallel`.
 import ctypes
 import hashlib
 import logging
+import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,8 +22,11 @@ from numba.np.numpy_support import from_dtype
 
 logger = logging.getLogger(__name__)
 
-DEVICE_FUNCTION = {"forceinline": True, "error_model": "numpy"}
-"""Options of the functions that a kernel calls: inlined, so that constants given to a kernel reach their loops."""
+INLINED = {"forceinline": True, "error_model": "numpy"}
+"""numba options of the functions that a kernel is made of: inlined, so that what it knows reaches their loops."""
+CALLED = {"error_model": "numpy"}
+"""The same for those that are large, and long against a call: every level of inlining is optimised anew, and without
+such breaks a kernel compiles for twice as long."""
 
 
 @cache
@@ -53,15 +57,32 @@ class Kernel:
             compiled = cfunc(signature, error_model="numpy")(function)
         self._compiled = compiled  # owns the machine code
         self._address: int = compiled.address
+        record = np.zeros(1, arguments)
+        self._buffer = record.data.cast("B")
+        self._arguments_address: int = record.ctypes.data
+        # a third of the time of assigning a tuple to the record
+        self._pack_into = struct.Struct(_struct_format(arguments)).pack_into
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
-    def __call__(self, arguments_address: int, num_threads: int) -> None:
-        """Run on `num_threads` threads of torch's team and return when all are done. Does not hold the GIL."""
+    def __call__(self, arguments: tuple[float, ...], num_threads: int) -> None:
+        """Run on `num_threads` threads of torch's team and return when all are done. Does not hold the GIL.
+
+        `arguments` are the record's fields; what addresses among them point to has to outlive the call. Not for two
+        threads at once: the record is the kernel's.
+        """
+        self._pack_into(self._buffer, 0, *arguments)
         team = _openmp_team()
         if num_threads == 1 or team is None:
-            self._call(arguments_address)
+            self._call(self._arguments_address)
         else:
-            team(self._address, arguments_address, num_threads, 0)
+            team(self._address, self._arguments_address, num_threads, 0)
+
+
+def _struct_format(record: np.dtype[np.void]) -> str:
+    """The format of `struct` for a record of int64 and float32 fields without gaps."""
+    assert record.fields is not None
+    codes = {np.dtype(np.int64): "q", np.dtype(np.float32): "f"}
+    return "<" + "".join(codes[field[0]] for field in record.fields.values())
 
 
 @cache
@@ -79,6 +100,6 @@ def _openmp_team() -> Callable[[int, int, int, int], None] | None:
             continue
         team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         team.restype = None
-        return team  # type: ignore[no-any-return]
+        return team
     logger.warning("torch's OpenMP runtime has no GOMP_parallel; attention runs on one thread")
     return None

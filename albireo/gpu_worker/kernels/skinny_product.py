@@ -32,8 +32,7 @@ BLOCK: Final = 64
 
 PRODUCT_ARGUMENTS = np.dtype(
     [
-        ("next_block", "<i8"),  # 0 at first: blocks taken by threads so far
-        ("next_block_address", "<i8"),
+        ("counter", "<i8"),  # int64, 0 at first: blocks that threads have taken
         ("chunk", "<i8"),  # blocks that a thread takes at a time
         ("blocks", "<i8"),  # output features / 64
         ("pairs", "<i8"),  # input features / 2
@@ -124,7 +123,7 @@ def _block_codegen(builder: Any, rows: int, args: Any) -> None:
         builder.store(_round(builder, builder.load(sums[row, j], typ=_VECTOR)), at, align=2)
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[misc]
+@intrinsic(prefer_literal=True)
 def _block_product(
     typing_context: Any, rows: Any, weight: Any, x: Any, pairs: Any, bias: Any, residual: Any, out: Any, stride: Any
 ) -> Any:
@@ -149,7 +148,7 @@ def skinny_product_kernel(rows: int) -> Kernel:
         a = carray(arguments, 1)[0]
         blocks, pairs, chunk, stride = a.blocks, a.pairs, a.chunk, 2 * BLOCK * a.blocks
         while True:
-            first = fetch_add(a.next_block_address, chunk)
+            first = fetch_add(a.counter, chunk)
             if first >= blocks:
                 return
             for block in range(first, min(first + chunk, blocks)):

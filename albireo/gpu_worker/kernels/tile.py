@@ -7,6 +7,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from albireo.gpu_worker.kernels.launch import CALLED
 from albireo.gpu_worker.kernels.simd import offset
 
 ROWS = 4
@@ -71,7 +72,7 @@ _multiply_wide = _product(COLUMNS)
 _multiply_narrow = _product(_LANES)
 
 
-@njit(error_model="numpy")  # called, not inlined: it is large, and long against a call
+@njit(**CALLED)
 def multiply_tile(c: Any, decay: Any, a: Any, a_row: Any, a_step: Any, b: Any, n: Any, columns: Any) -> None:
     """c[i, j] = c[i, j] * decay[j] + sum over k < n of a[i * a_row + k * a_step] * b[k, j], for ROWS rows of c.
 

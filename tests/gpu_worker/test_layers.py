@@ -1,0 +1,144 @@
+"""Linear layers and layer operations against the plain formulas, on one thread and on two."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+from torch.nn import functional
+
+from albireo.checkpoint import ModelConfig, RopeConfig
+from albireo.gpu_worker.kernels.skinny_product import packed_as_expected
+from albireo.gpu_worker.layer_ops import KernelLayerOps, LayerOps, TorchLayerOps
+from albireo.gpu_worker.layers import PackedLinear, PlainLinear, make_linear
+from albireo.gpu_worker.rope import rope_table
+
+CONFIG = ModelConfig(
+    architecture="Qwen3ForCausalLM", vocab_size=512, hidden_size=96, intermediate_size=176, num_layers=1,
+    num_heads=6, num_kv_heads=2, head_dim=64, rms_norm_eps=1e-5, rope=RopeConfig(), max_position_embeddings=256,
+    tie_word_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=True, sliding_windows=(None,),
+    dtype="bfloat16", eos_token_ids=(), bos_token_id=None,
+)  # fmt: skip
+ROWS = [1, 2, 3, 4, 5, 33]
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_rounded(ours: Tensor, exact: Tensor) -> None:
+    """`ours` is `exact` (fp32) up to its dtype's rounding, and up to fp32 sums taken in another order."""
+    error = 2.0**-7 if ours.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(ours.float(), exact, atol=1e-4, rtol=error)
+
+
+@pytest.mark.parametrize("shape", [(128, 96), (64, 32), (8192, 256), (100, 72)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_packed_product_is_the_plain_one(threads: int, shape: tuple[int, int], with_bias: bool) -> None:
+    weight = random(*shape)
+    bias = random(shape[0], seed=1) if with_bias else None
+    linear = make_linear(weight, bias)
+    for n in ROWS:
+        x, residual = random(n, shape[1], seed=2), random(n, shape[0], seed=3)
+        exact = functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
+        assert_rounded(linear(x), exact)
+        assert_rounded(linear.add_to(residual, x), residual.float() + exact)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bf16 is not packed on this CPU")
+def test_own_kernel_reads_the_layout_that_onednn_packs_into() -> None:
+    linear = make_linear(random(128, 96))
+    assert isinstance(linear, PackedLinear)
+    assert linear._skinny is not None
+    odd = make_linear(random(100, 72))
+    assert isinstance(odd, PackedLinear)
+    assert odd._skinny is None
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bf16 is not packed on this CPU")
+def test_another_layout_is_noticed() -> None:
+    weight = random(128, 96)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    assert packed_as_expected(weight, packed)
+    for other in (weight.flip(0), weight.roll(1, 1), weight.roll(2, 0)):
+        assert not packed_as_expected(other, packed)
+    assert not packed_as_expected(random(128, 64), packed)
+
+
+def test_fp32_is_not_packed() -> None:
+    weight, bias = random(40, 24, dtype=torch.float32), random(40, seed=1, dtype=torch.float32)
+    linear = make_linear(weight, bias)
+    assert isinstance(linear, PlainLinear)
+    x, residual = random(3, 24, seed=2, dtype=torch.float32), random(3, 40, seed=3, dtype=torch.float32)
+    assert_rounded(linear(x), x @ weight.t() + bias)
+    assert_rounded(linear.add_to(residual, x), residual + x @ weight.t() + bias)
+
+
+def both_ops(config: ModelConfig, dtype: torch.dtype) -> list[LayerOps]:
+    table = rope_table(config.rope, config.head_dim, 256)
+    return [TorchLayerOps(config, table, dtype), KernelLayerOps(config, table, dtype)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 5, 700])
+def test_rms_norm_divides_by_the_root_mean_square(threads: int, dtype: torch.dtype, n: int) -> None:
+    x, weight = random(n, 96, dtype=dtype) * 3, random(96, seed=1, dtype=dtype)
+    exact = x.float() / (x.float().square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.float()
+    for ops in both_ops(CONFIG, dtype):
+        assert_rounded(ops.rms_norm(x, weight), exact)
+
+
+def rotated(heads: Tensor, positions: Tensor) -> Tensor:
+    """Pairs (i, i + head_dim / 2) as complex numbers, turned by position * theta ** (-2i / head_dim)."""
+    half = heads.shape[-1] // 2
+    turns = positions[:, None].double() * 10_000.0 ** (-torch.arange(half).double() / half)
+    pairs = torch.complex(heads[..., :half].double(), heads[..., half:].double())
+    turned = pairs * torch.polar(torch.ones_like(turns), turns)[:, None]
+    return torch.cat((turned.real, turned.imag), dim=-1).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_rope_turns_queries_and_keys_by_their_positions(
+    threads: int, dtype: torch.dtype, with_norm: bool, n: int
+) -> None:
+    qkv, weight = random(n, 10 * 64, dtype=dtype), random(8, 64, seed=1, dtype=dtype)
+    positions = torch.randint(256, (n,), generator=torch.Generator().manual_seed(2))
+    heads = qkv.view(n, 10, 64)[:, :8].float()
+    if with_norm:
+        heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.float()
+    exact = rotated(heads, positions)
+    for ops in both_ops(replace(CONFIG, qk_norm=with_norm), dtype):
+        ours = ops.rotate(qkv, weight if with_norm else None, ops.look_up(positions))
+        assert ours.shape == (n, 8, 64)
+        absolute, relative = (1e-4, 0.0) if dtype == torch.float32 else (0.04, 2.0**-6)
+        torch.testing.assert_close(ours.float(), exact, atol=absolute, rtol=relative)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 5, 400])
+def test_gate_is_a_silu(threads: int, dtype: torch.dtype, n: int) -> None:
+    gate_up = random(n, 2 * 176, dtype=dtype) * 8
+    exact = functional.silu(gate_up[:, :176].float()) * gate_up[:, 176:].float()
+    for ops in both_ops(CONFIG, dtype):
+        torch.testing.assert_close(ops.silu_and_mul(gate_up).float(), exact, atol=1e-4, rtol=2.0**-6)
+
+
+def test_gate_is_exact_at_its_ends() -> None:
+    extremes = torch.tensor([-1e30, -1000.0, -88.0, -1e-30, -0.0, 0.0, 1e-30, 88.0, 1000.0, 1e30, *[1.0] * 6])
+    gate_up = torch.cat((extremes, torch.ones(16)))[None]
+    torch_ops, kernel_ops = both_ops(CONFIG, torch.float32)
+    expected: Any = functional.silu(extremes)[None]
+    torch.testing.assert_close(torch_ops.silu_and_mul(gate_up), expected)
+    torch.testing.assert_close(kernel_ops.silu_and_mul(gate_up), expected, atol=1e-30, rtol=1e-6)
