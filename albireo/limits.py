@@ -49,6 +49,9 @@ MAX_STOP_TOKEN_IDS: Final = 16
 MAX_CACHE_SALT_CHARS: Final = 256
 """Longest `cache_salt`; it is hashed once per request."""
 
+MAX_ECHO_CHARS: Final = 200
+"""How much of a name that a client sent an error repeats."""
+
 MAX_USER_CHARS: Final = 512
 """Longest `user` field; it is accepted for OpenAI compatibility and not stored."""
 

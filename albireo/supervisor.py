@@ -29,6 +29,7 @@ from albireo.messages import (
     FromSupervisor,
     Progress,
     Ready,
+    Stop,
     ToSupervisor,
     WorkerReady,
     encode,
@@ -174,7 +175,8 @@ class Supervisor:
             worker.num_kv_blocks for worker in workers
         ):
             self.poll()
-        self._broadcast(EngineReady(min(worker.num_kv_blocks for worker in workers)))
+        for name in self._children:
+            self._tell(name, EngineReady(min(worker.num_kv_blocks for worker in workers)))
         while not all(child.is_ready for child in self._children.values()):
             self.poll()
         return workers[0]
@@ -235,9 +237,8 @@ class Supervisor:
         self._display.error(f"{child.name} (pid {child.process.pid}) {how}; stopping everything")
         return 1
 
-    def _broadcast(self, message: FromSupervisor) -> None:
-        for name in self._children:
-            self._control.send_multipart([name.encode(), encode(message)])
+    def _tell(self, name: str, message: FromSupervisor) -> None:
+        self._control.send_multipart([name.encode(), encode(message)])
 
     # -- stop ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Supervisor:
         for prefix, timeout_s in (("frontend", self._shutdown_timeout_s), ("", STOP_TIMEOUT_S)):
             for child in self._children.values():
                 if child.name.startswith(prefix):
-                    child.process.terminate()
+                    self._ask_to_stop(child)
             if not self._wait(prefix, timeout_s):
                 break
         for child in self._children.values():
@@ -256,6 +257,13 @@ class Supervisor:
             os.close(child.pidfd)
         self._control.close()
         self._context.term()
+
+    def _ask_to_stop(self, child: Child) -> None:
+        """A child that serves hears Stop; one that is still starting holds nothing worth a clean end."""
+        if child.is_ready:
+            self._tell(child.name, Stop())
+        else:
+            child.process.terminate()
 
     def _wait(self, prefix: str, timeout_s: float) -> bool:
         """Waits for processes to end. False when a signal says not to wait any longer."""

@@ -105,6 +105,8 @@ async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _Served
     body = _Body()
     async with asyncio.timeout(_MODELS_TIMEOUT_S):
         await pool.request(http_request("GET", path, pool.url.netloc, headers), body)
+    if body.status == 503:
+        raise BenchError(f"the server is not ready yet (HTTP 503 from {path})")
     if body.status != 200:
         raise BenchError(f"{path} answered HTTP {body.status}; name the model with --model")
     try:

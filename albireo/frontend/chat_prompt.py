@@ -109,7 +109,7 @@ def _variables(request: ChatRequest, template: ChatTemplate) -> dict[str, Any]:
     variables = request.chat_template_kwargs or {}
     for name in variables:
         if name not in template.variables:
-            field = f"chat_template_kwargs.{name[: limits.MAX_NAME_CHARS]}"
+            field = f"chat_template_kwargs.{name[: limits.MAX_ECHO_CHARS]}"
             known = ", ".join(sorted(template.variables)) or "none"
             raise RequestError(f"{field} is not a variable of this model's chat template (it has: {known})", field)
     return variables

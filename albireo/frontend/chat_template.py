@@ -71,13 +71,17 @@ class ChatTemplate:
 
 def find_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The checkpoint's template: chat_template.jinja, or `chat_template` in tokenizer_config.json, which is a text
-    or a list of named ones, of which we take `default`."""
+    or a list of named ones, of which we take `default`. Raises StartupError for a file that is no text."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise StartupError(f"{path} is not UTF-8 text") from error
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from albireo import limits
 from albireo.errors import RequestError
 from albireo.frontend.json_guard import check_structure
 from albireo.frontend.requests import GenerationRequest, refuse_unsupported
@@ -20,8 +21,6 @@ _TYPES = {
     "object": "an object",
     "null": "null",
 }
-_MAX_ECHO_CHARS = 200
-"""Of what a client sent, how much an error repeats."""
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _NOT_FINITE = re.compile(rb'"([^"\\]{1,64})"\s*:\s*\[?\s*-?(?:NaN|Infinity|inf|nan)\b')
 
@@ -59,10 +58,10 @@ def _syntax_error(body: bytes, text: str) -> RequestError:
 def _validation_error(text: str) -> RequestError:
     """From msgspec's wording ("Expected `int` >= 1 - at `$.n`") to ours ("n must be at least 1")."""
     match = _PATH.search(text)
-    path = match.group(1)[:_MAX_ECHO_CHARS] if match else ""
+    path = match.group(1)[: limits.MAX_ECHO_CHARS] if match else ""
     reason = text[: match.start()] if match else text
     if named := re.match(r"Object (missing required|contains unknown) field `(.*)`", reason):
-        name = named.group(2)[:_MAX_ECHO_CHARS]
+        name = named.group(2)[: limits.MAX_ECHO_CHARS]
         field = f"{path}.{name}" if path else name
         if named.group(1) == "missing required":
             return RequestError(f"{field} is missing", field=field, code="missing_required_parameter")

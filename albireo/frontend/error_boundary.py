@@ -8,6 +8,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from albireo import limits
 from albireo.errors import InternalError, MethodNotAllowedError, NotFoundError, RequestError
 from albireo.frontend.json_response import Headers, send_error
 from albireo.frontend.output import ClientGoneError
@@ -52,7 +53,7 @@ class ErrorBoundary:
 def _routing_error(error: HTTPException, scope: Scope) -> tuple[RequestError, Headers]:
     headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
     if error.status_code == 404:
-        return NotFoundError(f"there is no {scope['path'][:200]} here"), headers
+        return NotFoundError(f"there is no {scope['path'][: limits.MAX_ECHO_CHARS]} here"), headers
     if error.status_code == 405:
         return MethodNotAllowedError(f"{scope['method']} is not possible here"), headers
     return RequestError(error.detail), headers

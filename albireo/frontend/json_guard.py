@@ -51,6 +51,6 @@ def _add_key(key: bytes, keys: set[bytes]) -> None:
         except msgspec.DecodeError:
             return
     if key in keys:
-        name = key[:200].decode(errors="replace")
+        name = key[: limits.MAX_ECHO_CHARS].decode(errors="replace")
         raise RequestError(f"{name}: the key is given twice", field=name)
     keys.add(key)

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from albireo import limits
 from albireo.errors import NotFoundError
 from albireo.frontend.json_response import send_json
 from albireo.frontend.service import Service
@@ -26,7 +27,9 @@ class Models:
         elif model_id in names:
             body = self._card(model_id)
         else:
-            raise NotFoundError(f"the model {model_id[:200]!r} does not exist", field="model", code="model_not_found")
+            raise NotFoundError(
+                f"the model {model_id[: limits.MAX_ECHO_CHARS]!r} does not exist", field="model", code="model_not_found"
+            )
         await send_json(send, 200, msgspec.json.encode(body))
 
     def _card(self, name: str) -> dict[str, Any]:

@@ -24,9 +24,6 @@ from albireo.frontend.tokenizer import Tokenizer, load_tokenizer_config, special
 
 T = TypeVar("T")
 
-_MAX_ECHO_CHARS = 200
-"""Of what a client sent, how much an error repeats."""
-
 PREPARE_THREADS = 4
 """Long texts and chats are prepared off the event loop; encoding releases the GIL, and a slow template blocks one."""
 
@@ -99,12 +96,16 @@ class Service:
         self._stopping = True
         self.unavailable = "the server is stopping"
 
-    def check_request(self, request: GenerationRequest) -> None:
-        """Raises UnavailableError, or NotFoundError for a model that is not served."""
+    def check_available(self) -> None:
+        """Raises UnavailableError while no request is taken."""
         if self.unavailable is not None:
             raise UnavailableError(self.unavailable)
+
+    def check_request(self, request: GenerationRequest) -> None:
+        """Raises UnavailableError, or NotFoundError for a model that is not served."""
+        self.check_available()
         if request.model is not None and request.model not in self.config.served_model_names:
-            name = request.model[:_MAX_ECHO_CHARS]
+            name = request.model[: limits.MAX_ECHO_CHARS]
             raise NotFoundError(f"the model {name!r} does not exist", field="model", code="model_not_found")
 
     async def prepare(self, work: Callable[[], T], num_chars: int) -> T:
@@ -117,6 +118,7 @@ class Service:
         self, request: GenerationRequest, prompts: list[list[int]], default_max_tokens: int | None, output: Output
     ) -> list[Generation]:
         """One generation per prompt, handed to the engine. Raises RequestError, and then none is."""
+        self.check_available()  # the prompt's preparation may have taken a while
         params = [sampling_params(request, len(prompt), default_max_tokens, self.bounds) for prompt in prompts]
         stops = stop_strings(request)
         shows_stop = bool(request.include_stop_str_in_output)

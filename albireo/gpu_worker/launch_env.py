@@ -2,5 +2,18 @@
 
 
 def worker_environment(num_threads: int) -> dict[str, str]:
-    """Variables to add to the worker's environment before it is spawned."""
-    return {"OMP_NUM_THREADS": str(num_threads)}
+    """Variables to add to the worker's environment before it is spawned; later is too late for all of them.
+
+    Measured in docs/benchmarks/cpu-attention.md.
+    """
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        "NUMBA_NUM_THREADS": str(num_threads),
+        # Idle threads of a team spin for this many rounds (about 15 us), then sleep. The runtime's own default is
+        # milliseconds: time that the frontend and the coordinator need, and a step that shares its cores with them
+        # takes ten times longer.
+        "GOMP_SPINCOUNT": "1000",
+        # Pages of 2 MB for torch's large tensors, KV cache and weights above all: a quarter more bandwidth when
+        # reading blocks that lie anywhere.
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }

@@ -53,7 +53,8 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.wait()
+        if self._reader.is_alive():
+            self.wait()
 
     def wait(self, timeout_s: float = 20) -> int:
         """The exit code; everything it wrote is in `lines`."""
@@ -63,6 +64,8 @@ class Server:
             self.process.kill()
             raise AssertionError("the server did not stop:\n" + "\n".join(self.lines)) from None
         self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return code
 
     def children(self) -> dict[str, int]:

@@ -147,7 +147,11 @@ def test_the_probes_answer(server: Server) -> None:
 def test_a_thousand_aborted_requests_leave_no_block_in_use(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"model": MODEL, "prompt": "def", "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    submitted = server.metric("albireo:prompt_tokens_total")
 
     async def one(index: int) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -162,3 +166,4 @@ def test_a_thousand_aborted_requests_leave_no_block_in_use(server: Server) -> No
 
     asyncio.run(run())
     assert eventually(lambda: server.metric("albireo:num_requests_running") == 0, timeout_s=30)
+    assert server.metric("albireo:prompt_tokens_total") > submitted + 300, "the requests did not reach the engine"

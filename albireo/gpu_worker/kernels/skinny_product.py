@@ -102,7 +102,7 @@ def _block_codegen(builder: Any, rows: int, args: Any) -> None:
         for row in range(rows):
             pair = builder.add(loop.index, builder.mul(pairs, ir.Constant(_I64, row)))
             factors = _broadcast_word(builder, builder.add(x, builder.mul(pair, ir.Constant(_I64, 4))))
-            for half, factor in enumerate((_low(builder, factors), _high(builder, factors))):
+            for half, factor in ((1, _high(builder, factors)), (0, _low(builder, factors))):
                 for j in range(_VECTORS):
                     total = builder.load(sums[row, j], typ=_VECTOR)
                     builder.store(builder.call(fma, [halves[j][half], factor, total]), sums[row, j])
@@ -162,11 +162,13 @@ def skinny_product_kernel(rows: int) -> Kernel:
 
 
 def packed_as_expected(weight: Tensor, packed: Tensor) -> bool:
-    """Whether `packed`, oneDNN's form of the bf16 `weight` [out_features, in_features], has the layout read here.
+    """Whether `packed`, oneDNN's form of `weight` [out_features, in_features], is bf16 in the layout read here.
 
     Sizes are compared, and the bytes of the first and the last block.
     """
     out_features, in_features = weight.shape
+    if weight.dtype != torch.bfloat16:
+        return False
     if out_features % BLOCK or in_features % 32 or torch.ops.mkldnn._nbytes(packed) != weight.nbytes:
         return False
     address = torch.ops.mkldnn.data_ptr(packed)

@@ -30,7 +30,7 @@ class CpuSampler:
         self._vocab = vocab
         self._table: SamplingTable | None = None
         self._columns: Columns | None = None
-        rows = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        rows = int(numba.config.NUMBA_NUM_THREADS)
         num_blocks = -(-vocab // kernels.BLOCK)
         self._scratch = kernels.Scratch(
             maxima=np.empty((rows, num_blocks), np.float32),

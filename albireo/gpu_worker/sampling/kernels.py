@@ -7,7 +7,7 @@ A row costs what it asks for, in passes over blocks of `BLOCK` tokens:
 
 greedy       the largest logit of every block
 temperature  + the draw: Philox for the blocks that may win, two logarithms for the few tokens that may
-top_k        + an exact selection among the tokens of at most k blocks
+top_k        + an exact selection among the tokens of the k blocks with the largest maxima
 top_p        + the mass in front of the token drawn: mostly it lies in the nucleus, else a draw among those in front
              of it. No threshold is searched, nothing is sorted: 1 + ln(1 / top_p) rounds at the most on average.
 
@@ -32,6 +32,7 @@ MASS_BITS: Final = 44
 
 _NEG_INF: Final = np.float32(-np.inf)
 _MAX_FLOAT: Final = 3e38
+"""Caps 1 / temperature as a float32: a finite factor keeps the maximum's own gap of 0 a 0."""
 _LAST_ID: Final = np.int32(0x7FFFFFFF)
 _MASSLESS_GAP: Final = 31.0
 """e^-31 < 2^-44"""
@@ -262,6 +263,7 @@ def _draw(
     """Gumbel-max over the prefix (value, last): the token of the largest score, the smallest id among equals."""
     scale = np.float32(min(inv_t, _MAX_FLOAT))
     top_score = np.float64(top) * inv_t
+    # more than the bound loses to float32, and than the scores lose to float64 where they dwarf the noise
     margin = 1e-3 + 1e-15 * abs(top_score)
     winner = first
     _philox_block(key, position, first // BLOCK * (BLOCK // 4), noise)
