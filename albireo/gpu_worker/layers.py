@@ -77,6 +77,7 @@ class SkinnyProduct:
         self._out_features, in_features = weight.shape
         self._blocks = self._out_features // BLOCK
         self._pairs = in_features // 2
+        self._run = self._pairs
         self._weight: int = torch.ops.mkldnn.data_ptr(packed)
         self._bias = bias
         self._bias_address = 0 if bias is None else bias.data_ptr()
@@ -96,6 +97,7 @@ class SkinnyProduct:
             self._chunk,
             self._blocks,
             self._pairs,
+            self._run,
             self._weight,
             x.data_ptr(),
             self._bias_address,

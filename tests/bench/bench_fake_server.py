@@ -18,6 +18,7 @@ class FakeServer:
     root: str = ""
     """Tokenizer folder that /v1/models names."""
     port: int = 0
+    ready: bool = True
     fail_every: int = 0
     """Every n-th completion is answered with HTTP 500."""
     send_usage: bool = True
@@ -53,8 +54,8 @@ class FakeServer:
 
     async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """True when the connection shall be closed."""
-        if path == "/health":
-            _respond(writer, 200, {})
+        if path == "/health" or not self.ready:
+            _respond(writer, 200 if self.ready else 503, {})
             return False
         if path == "/v1/models":
             _respond(writer, 200, {"object": "list", "data": [{"id": "fake", "root": self.root}]})

@@ -189,6 +189,12 @@ def test_a_server_that_is_not_there_is_one_line(server: FakeServer, capsys: pyte
     assert "cannot reach http://127.0.0.1:1" in capsys.readouterr().err
 
 
+def test_a_server_that_is_still_loading_is_one_line(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.ready = False
+    assert bench(server) == 1
+    assert capsys.readouterr().err.endswith("the server is not ready yet (HTTP 503 from /v1/models)\n")
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys, argparse; from albireo.bench.cli import add_serve_arguments as add; "

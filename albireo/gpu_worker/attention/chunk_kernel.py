@@ -83,6 +83,20 @@ class Work(NamedTuple):
     decay: Any
     """[COLUMNS]: what earlier sums are to be multiplied with"""
     zeros: Any
+    columns: Any
+    """Columns in use, rounded up to a multiple of 16; not a pointer."""
+
+
+class View(NamedTuple):
+    """What an item reads: positions [begin, end) of one head of one sequence."""
+
+    table: Any
+    block_size: Any
+    num_kv_heads: Any
+    head: Any
+    head_dim: Any
+    begin: Any
+    end: Any
 
 
 def scratch_floats(head_dim: int) -> int:
@@ -91,7 +105,7 @@ def scratch_floats(head_dim: int) -> int:
 
 
 @njit(**INLINED)
-def _divide_scratch(mine: Any, head_dim: Any) -> Any:
+def _divide_scratch(mine: Any, head_dim: Any, columns: Any) -> Any:
     scores = offset(mine, 2 * head_dim * COLUMNS)
     rows = offset(scores, TILE * COLUMNS)
     queries = offset(rows, TILE * head_dim)
@@ -105,17 +119,19 @@ def _divide_scratch(mine: Any, head_dim: Any) -> Any:
         offset(queries, 2 * COLUMNS),
         offset(queries, 3 * COLUMNS),
         offset(queries, 4 * COLUMNS),
+        columns,
     )
 
 
 @njit(**CALLED)
-def _read_rows(rows: Any, cache: Any, table: Any, a: Any, head: Any, start: Any, end: Any, head_dim: Any) -> None:
-    """rows[t] = position start + t of a head as fp32; zeros from `end` on, where pages may hold anything."""
-    for t in range(min(TILE, (end - start + ROWS - 1) // ROWS * ROWS)):
+def _read_rows(rows: Any, cache: Any, view: Any, start: Any, count: Any) -> None:
+    """rows[t] = position start + t as fp32; zeros for positions that no query sees, whose pages may hold anything."""
+    head_dim = view.head_dim
+    for t in range(count):
         position = start + t
-        if position < end:
-            page = np.int64(table[position // a.block_size]) * a.num_kv_heads + head
-            at = (page * a.block_size + position % a.block_size) * head_dim
+        if view.begin <= position < view.end:
+            page = np.int64(view.table[position // view.block_size]) * view.num_kv_heads + view.head
+            at = (page * view.block_size + position % view.block_size) * head_dim
             for d in range(0, head_dim, 16):
                 store(rows, t * head_dim + d, load(cache, at + d))
         else:
@@ -124,10 +140,10 @@ def _read_rows(rows: Any, cache: Any, table: Any, a: Any, head: Any, start: Any,
 
 
 @njit(**CALLED)
-def _mask(work: Any, start: Any, count: Any, columns: Any, window: Any) -> None:
+def _mask(work: Any, start: Any, count: Any, window: Any) -> None:
     """LOWEST for the scores of positions start + t that a column's query does not see."""
     reach = splat(np.float32(window - 1))
-    for j in range(0, columns, 16):
+    for j in range(0, work.columns, 16):
         position = load(work.positions, j)
         lowest = subtract(position, reach)
         for t in range(count):
@@ -137,9 +153,9 @@ def _mask(work: Any, start: Any, count: Any, columns: Any, window: Any) -> None:
 
 
 @njit(**CALLED)
-def _softmax(work: Any, count: Any, columns: Any) -> None:
+def _softmax(work: Any, count: Any) -> None:
     """Scores to weights down the columns, relative to the largest score so far."""
-    for j in range(0, columns, 16):
+    for j in range(0, work.columns, 16):
         before = load(work.largest, j)
         largest = before
         for t in range(count):
@@ -182,32 +198,20 @@ def _start_item(
 
 
 @njit(**CALLED)
-def _attend_tile(
-    work: Any,
-    keys: Any,
-    values: Any,
-    table: Any,
-    a: Any,
-    head: Any,
-    start: Any,
-    position: Any,
-    last: Any,
-    columns: Any,
-    head_dim: Any,
-) -> None:
-    """Positions [start, start + TILE) for queries at position..last."""
-    end = last + 1
-    count = min(TILE, (end - start + ROWS - 1) // ROWS * ROWS)
-    _read_rows(work.rows, keys, table, a, head, start, end, head_dim)
+def _attend_tile(work: Any, keys: Any, values: Any, view: Any, start: Any, position: Any, window: Any) -> None:
+    """Positions [start, start + TILE) for the item's queries, the first of which is at `position`."""
+    head_dim, columns = view.head_dim, work.columns
+    count = min(TILE, (view.end - start + ROWS - 1) // ROWS * ROWS)
+    _read_rows(work.rows, keys, view, start, count)
     for t in range(0, count, ROWS):
         scores, rows = offset(work.scores, t * COLUMNS), offset(work.rows, t * head_dim)
         for j in range(0, ROWS * COLUMNS, 16):
             store(scores, j, splat(ZERO))
         multiply_tile(scores, work.zeros, rows, head_dim, 1, work.query, head_dim, columns)
-    if start + TILE - 1 > position or start <= last - a.window:
-        _mask(work, start, count, columns, a.window)
-    _softmax(work, count, columns)
-    _read_rows(work.rows, values, table, a, head, start, end, head_dim)
+    if start + TILE - 1 > position or start < view.end - window:
+        _mask(work, start, count, window)
+    _softmax(work, count)
+    _read_rows(work.rows, values, view, start, count)
     for d in range(0, head_dim, ROWS):
         sums = offset(work.sums, d * COLUMNS)
         multiply_tile(sums, work.decay, offset(work.rows, d), 1, head_dim, work.scores, count, columns)
@@ -237,10 +241,9 @@ def _num_items(query_start: Any, seq: Any, a: Any) -> Any:
 
 
 @njit(**CALLED)
-def _attend_item(
-    work: Any, keys: Any, values: Any, query: Any, out: Any, a: Any, seq: Any, rank: Any, head_dim: Any
-) -> None:
+def _attend_item(scratch: Any, keys: Any, values: Any, query: Any, out: Any, a: Any, seq: Any, rank: Any) -> None:
     """Item `rank` of sequence `seq`: heads vary fastest, then query tokens."""
+    head_dim = a.head_dim
     tokens_per_item = COLUMNS // a.group
     query_start = pointer(a.query_start, np.int32)
     head = rank % a.num_kv_heads
@@ -256,11 +259,12 @@ def _attend_item(
     slot = np.int64(pointer(a.slots, np.int32)[seq])
     table = pointer(a.block_table + 4 * slot * a.table_stride, np.int32)
     position = seq_len - (end - token)
-    last = position + tokens - 1
-    columns = (tokens * a.group + 15) // 16 * 16
+    begin = max(0, position - a.window + 1)
+    view = View(table, a.block_size, a.num_kv_heads, head, head_dim, begin, position + tokens)
+    work = _divide_scratch(scratch, head_dim, (tokens * a.group + 15) // 16 * 16)
     _start_item(work, query, a, token, tokens, head, position, head_dim)
-    for start in range(max(0, position - a.window + 1) // TILE * TILE, last + 1, TILE):
-        _attend_tile(work, keys, values, table, a, head, start, position, last, columns, head_dim)
+    for start in range(begin // TILE * TILE, view.end, TILE):
+        _attend_tile(work, keys, values, view, start, position, a.window)
     _finish_item(work, out, a, token, tokens, head, head_dim)
 
 
@@ -269,9 +273,7 @@ def chunk_kernel(element: type[np.generic]) -> Any:
 
     def attend_chunks(arguments: Any) -> None:
         a = carray(arguments, 1)[0]
-        head_dim = a.head_dim
-        mine = pointer(a.scratch + 4 * a.scratch_floats * fetch_add(a.counters, 1), np.float32)
-        work = _divide_scratch(mine, head_dim)
+        scratch = pointer(a.scratch + 4 * a.scratch_floats * fetch_add(a.counters, 1), np.float32)
         keys, values = pointer(a.k_cache, element), pointer(a.v_cache, element)
         query, out = pointer(a.query, element), pointer(a.out, element)
         query_start = pointer(a.query_start, np.int32)
@@ -285,6 +287,6 @@ def chunk_kernel(element: type[np.generic]) -> Any:
                 return
             # a sequence's last queries see most: they go first, so that the threads finish together
             rank = first_item + _num_items(query_start, seq, a) - 1 - item
-            _attend_item(work, keys, values, query, out, a, seq, rank, head_dim)
+            _attend_item(scratch, keys, values, query, out, a, seq, rank)
 
     return attend_chunks

@@ -36,6 +36,7 @@ PRODUCT_ARGUMENTS = np.dtype(
         ("chunk", "<i8"),  # blocks that a thread takes at a time
         ("blocks", "<i8"),  # output features / 64
         ("pairs", "<i8"),  # input features / 2
+        ("run", "<i8"),  # pairs that are summed on their own, before the sums of the runs are added up
         ("weight", "<i8"),  # as packed
         ("x", "<i8"),  # bf16 [rows, 2 * pairs]
         ("bias", "<i8"),  # bf16 [64 * blocks], or 0
@@ -87,45 +88,64 @@ def _round(builder: Any, value: Any) -> Any:
 
 def _block_codegen(builder: Any, rows: int, args: Any) -> None:
     """The body of `_block_product` for `rows` rows, whose `4 * rows` vectors of sums stay in registers."""
-    weight, x, pairs, bias, residual, out, stride = args
+    weight, x, pairs, run, bias, residual, out, stride = args
     fma_type = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{_LANES}f32")
     places = [(row, j) for row in range(rows) for j in range(_VECTORS)]
     zero = ir.Constant(_VECTOR, [0.0] * _LANES)
-    sums = {place: cgutils.alloca_once_value(builder, zero) for place in places}
+    totals = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
+    sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
     for place in places:
-        builder.store(zero, sums[place])  # alloca_once initialises once per call, this code runs once per block
-    with cgutils.for_range(builder, pairs) as loop:
-        at = builder.add(weight, builder.mul(loop.index, ir.Constant(_I64, 4 * BLOCK)))
-        words = [_load(builder, at, 64 * j, _WORDS, 4) for j in range(_VECTORS)]
-        halves = [(_low(builder, word), _high(builder, word)) for word in words]
-        for row in range(rows):
-            pair = builder.add(loop.index, builder.mul(pairs, ir.Constant(_I64, row)))
-            factors = _broadcast_word(builder, builder.add(x, builder.mul(pair, ir.Constant(_I64, 4))))
-            for half, factor in ((1, _high(builder, factors)), (0, _low(builder, factors))):
-                for j in range(_VECTORS):
-                    total = builder.load(sums[row, j], typ=_VECTOR)
-                    builder.store(builder.call(fma, [halves[j][half], factor, total]), sums[row, j])
+        builder.store(zero, totals[place])
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), pairs, run, intp=_I64) as (first, _):
+        for place in places:
+            builder.store(zero, sums[place])
+        rest = builder.sub(pairs, first)
+        count = builder.select(builder.icmp_signed("<", rest, run), rest, run)
+        with cgutils.for_range(builder, count) as loop:
+            index = builder.add(first, loop.index)
+            at = builder.add(weight, builder.mul(index, ir.Constant(_I64, 4 * BLOCK)))
+            words = [_load(builder, at, 64 * j, _WORDS, 4) for j in range(_VECTORS)]
+            halves = [(_low(builder, word), _high(builder, word)) for word in words]
+            for row in range(rows):
+                pair = builder.add(index, builder.mul(pairs, ir.Constant(_I64, row)))
+                factors = _broadcast_word(builder, builder.add(x, builder.mul(pair, ir.Constant(_I64, 4))))
+                for half, factor in ((1, _high(builder, factors)), (0, _low(builder, factors))):
+                    for j in range(_VECTORS):
+                        total = builder.load(sums[row, j], typ=_VECTOR)
+                        builder.store(builder.call(fma, [halves[j][half], factor, total]), sums[row, j])
+        for place in places:
+            total = builder.load(totals[place], typ=_VECTOR)
+            builder.store(builder.fadd(total, builder.load(sums[place], typ=_VECTOR)), totals[place])
 
     def add_bf16(base: Any, row_stride: Any) -> None:
         with builder.if_then(builder.icmp_unsigned("!=", base, ir.Constant(_I64, 0))):
             for row, j in places:
                 start = builder.add(base, builder.mul(row_stride, ir.Constant(_I64, row)))
                 value = _low(builder, builder.zext(_load(builder, start, 32 * j, _HALF_WORDS, 2), _WORDS))
-                total = builder.load(sums[row, j], typ=_VECTOR)
-                builder.store(builder.fadd(total, value), sums[row, j])
+                total = builder.load(totals[row, j], typ=_VECTOR)
+                builder.store(builder.fadd(total, value), totals[row, j])
 
     add_bf16(bias, ir.Constant(_I64, 0))
     add_bf16(residual, stride)
     for row, j in places:
         at = builder.add(out, builder.mul(stride, ir.Constant(_I64, row)))
         at = builder.inttoptr(builder.add(at, ir.Constant(_I64, 32 * j)), _HALF_WORDS.as_pointer())
-        builder.store(_round(builder, builder.load(sums[row, j], typ=_VECTOR)), at, align=2)
+        builder.store(_round(builder, builder.load(totals[row, j], typ=_VECTOR)), at, align=2)
 
 
 @intrinsic(prefer_literal=True)
 def _block_product(
-    typing_context: Any, rows: Any, weight: Any, x: Any, pairs: Any, bias: Any, residual: Any, out: Any, stride: Any
+    typing_context: Any,
+    rows: Any,
+    weight: Any,
+    x: Any,
+    pairs: Any,
+    run: Any,
+    bias: Any,
+    residual: Any,
+    out: Any,
+    stride: Any,
 ) -> Any:
     """One block of 64 output features for the first `rows` (a constant) rows of x.
 
@@ -137,7 +157,7 @@ def _block_product(
         _block_codegen(builder, rows.literal_value, args[1:])
         return context.get_dummy_value()
 
-    return types.void(rows, *[types.int64] * 7), codegen
+    return types.void(rows, *[types.int64] * 8), codegen
 
 
 @cache
@@ -146,7 +166,7 @@ def skinny_product_kernel(rows: int) -> Kernel:
 
     def skinny_product(arguments: Any) -> None:
         a = carray(arguments, 1)[0]
-        blocks, pairs, chunk, stride = a.blocks, a.pairs, a.chunk, 2 * BLOCK * a.blocks
+        blocks, pairs, run, chunk, stride = a.blocks, a.pairs, a.run, a.chunk, 2 * BLOCK * a.blocks
         while True:
             first = fetch_add(a.counter, chunk)
             if first >= blocks:
@@ -156,7 +176,7 @@ def skinny_product_kernel(rows: int) -> Kernel:
                 bias = a.bias + at if a.bias != 0 else 0
                 residual = a.residual + at if a.residual != 0 else 0
                 weight = a.weight + 4 * BLOCK * pairs * block
-                _block_product(rows, weight, a.x, pairs, bias, residual, a.out + at, stride)
+                _block_product(rows, weight, a.x, pairs, run, bias, residual, a.out + at, stride)
 
     return Kernel(skinny_product, PRODUCT_ARGUMENTS)
 
