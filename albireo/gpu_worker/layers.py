@@ -9,8 +9,10 @@ from torch.nn import functional
 
 from albireo.gpu_worker.kernels.skinny_product import (
     BLOCK,
+    LONG_ROW,
     MAX_ROWS,
     packed_as_expected,
+    run_pairs,
     skinny_product_kernel,
 )
 
@@ -48,6 +50,7 @@ class PackedLinear:
     """A weight that oneDNN has laid out for its kernels once, instead of in every call; the original is dropped.
 
     In bf16, up to `MAX_ROWS` rows go to our own kernel, which reads the same packed bytes, if it knows their layout.
+    A row's bits do not depend on how many rows there are: a request gets the same logits alone and in any batch.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -55,16 +58,22 @@ class PackedLinear:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
         self._skinny = SkinnyProduct(weight, self._packed, bias) if packed_as_expected(weight, self._packed) else None
+        # With one row, and only then, oneDNN sums long rows of the weight in other runs.
+        self._rows_alone = 1 if self._skinny is None and weight.shape[1] > LONG_ROW else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._skinny is not None and x.shape[0] <= MAX_ROWS:
             return self._skinny(x, None)
+        if x.shape[0] == self._rows_alone:
+            return self(torch.cat((x, x)))[:1]
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return out
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         if self._skinny is not None and x.shape[0] <= MAX_ROWS:
             return self._skinny(x, residual)
+        if x.shape[0] == self._rows_alone:
+            return self.add_to(torch.cat((residual, residual)), torch.cat((x, x)))[:1]
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
         return out
 
@@ -77,7 +86,7 @@ class SkinnyProduct:
         self._out_features, in_features = weight.shape
         self._blocks = self._out_features // BLOCK
         self._pairs = in_features // 2
-        self._run = self._pairs
+        self._run = run_pairs(in_features)
         self._weight: int = torch.ops.mkldnn.data_ptr(packed)
         self._bias = bias
         self._bias_address = 0 if bias is None else bias.data_ptr()

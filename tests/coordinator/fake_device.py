@@ -29,7 +29,8 @@ def reference(
     prompt: Sequence[int], seed: int, max_total: int, eos: Sequence[int], stop: Sequence[int]
 ) -> tuple[list[int], Finish]:
     """What a request must produce, whatever else the engine does."""
-    cell, output = 0, []
+    cell = 0
+    output: list[int] = []
     for token in prompt:
         cell = extend(cell, token)
     while True:

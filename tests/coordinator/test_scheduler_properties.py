@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from albireo.config import SchedulerConfig
+from albireo.config import SchedulerConfig, SchedulingPolicy
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -20,12 +20,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
     )
     def start(
-        self, run_ahead: int, max_num_seqs: int, budget: int, num_blocks: int, caching: bool, policy: str
+        self, run_ahead: int, max_num_seqs: int, budget: int, num_blocks: int, caching: bool, policy: SchedulingPolicy
     ) -> None:
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_model_len=40, block_size=4,
             run_ahead=run_ahead, policy=policy, enable_prefix_caching=caching,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         self.engine = Engine(config, num_blocks)
 
     @rule(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import Family, write_checkpoint
 from pipeline import Pipeline, Result
 from transformers import AutoModelForCausalLM
 
@@ -71,9 +71,9 @@ def preempted(path: Path) -> Pipeline:
 
 
 @cache
-def checkpoint(root: Path, family: str) -> tuple[Path, Any]:
+def checkpoint(root: Path, family: Family) -> tuple[Path, Any]:
     path = write_checkpoint(root / family, family)
-    return path, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return path, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def check(model: Any, result: Result) -> None:
 @pytest.mark.parametrize("scenario", [alone, batched, chunked, with_prefix_hits, preempted])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_top_logprobs_are_those_of_transformers(
-    root: Path, family: str, scenario: Callable[[Path], Pipeline]
+    root: Path, family: Family, scenario: Callable[[Path], Pipeline]
 ) -> None:
     path, model = checkpoint(root, family)
     for result in scenario(path).results.values():

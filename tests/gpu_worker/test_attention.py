@@ -1,5 +1,6 @@
-"""The CPU attention against the oracle, and against itself: alone, in batches, chunked, on one and two threads."""
+"""The CPU attention against the oracle, and against itself: alone, in batches, in chunks, on one and two threads."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,20 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from albireo.gpu_worker.attention.batch import AttentionBatch
-from albireo.gpu_worker.attention.cpu import CpuAttention, heads_per_item, make_attention
+from albireo.gpu_worker.attention.cpu import CpuAttention, make_attention
 from albireo.gpu_worker.attention.interface import Attention
 from albireo.gpu_worker.attention.oracle import OracleAttention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2}
-"""Scores and outputs are of order 1: fp32 sums in another order; one rounding of a result up to 4 to bf16."""
-
-
-@dataclass(frozen=True)
-class Sequence_:  # noqa: N801
-    """`seq_len` tokens in the cache, the last `query_len` of them this step's. seq_len 0 is a dead row."""
-
-    seq_len: int
-    query_len: int = 1
+"""Outputs are of order 1, a few are 4: fp32 sums in another order; a rounding to bf16 of what is under 4."""
+SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,223 @@ class Heads:
     dtype: torch.dtype = torch.float32
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step's inputs; `lengths` are (seq_len, query_len) and decode rows come first."""
+
+    lengths: tuple[tuple[int, int], ...]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    batch: AttentionBatch
+
+    def attend(self, attention: Attention, sliding_window: int | None = None) -> Tensor:
+        out = torch.full_like(self.q, 9.0)
+        attention.attend(self.q, self.k_cache, self.v_cache, self.batch, SCALE, sliding_window, out)
+        return out
+
+    def only(self, i: int, tokens: slice = slice(None)) -> "Step":
+        """The same step with nothing but sequence i, or but some of its query tokens."""
+        seq_len, query_len = self.lengths[i]
+        start, stop, _ = tokens.indices(query_len)
+        first = int(self.batch.query_start[i]) + start
+        length = (seq_len - (query_len - stop), stop - start)
+        batch = replace(
+            self.batch,
+            slots=self.batch.slots[i : i + 1],
+            query_start=torch.tensor([0, length[1]], dtype=torch.int32),
+            seq_lens=torch.tensor([length[0]], dtype=torch.int32),
+            num_decodes=int(i < self.batch.num_decodes),
+            max_query_len=length[1],
+            max_seq_len=length[0],
+        )
+        return replace(self, lengths=(length,), q=self.q[first : first + length[1]], batch=batch)
+
+
+def make_step(decodes: Sequence[int], chunks: Sequence[tuple[int, int]], heads: Heads, seed: int = 0) -> Step:
+    """Pages in random order; what no sequence of the step owns is NaN, and nobody may notice."""
+    torch.manual_seed(seed)
+    lengths = (*((seq_len, 1) for seq_len in decodes), *chunks)
+    size = heads.block_size
+    num_blocks = [-(-seq_len // size) for seq_len, _ in lengths]
+    shuffled = torch.randperm(sum(num_blocks) + 2)
+    block_table = torch.full((len(lengths) + 2, max(num_blocks) + 1), -1, dtype=torch.int32)
+    slots = torch.randperm(len(lengths) + 2)[: len(lengths)]
+    cache_shape = (len(shuffled), heads.num_kv_heads, size, heads.head_dim)
+    k_cache, v_cache = (torch.full(cache_shape, torch.nan, dtype=heads.dtype) for _ in range(2))
+    slot_mapping = []
+    for (seq_len, query_len), slot, blocks in zip(lengths, slots, num_blocks, strict=True):
+        mine, shuffled = shuffled[:blocks], shuffled[blocks:]
+        block_table[slot, :blocks] = mine.int()
+        positions = (mine[:, None] * size + torch.arange(size)).flatten()[:seq_len]
+        for cache in (k_cache, v_cache):
+            rows = torch.randn(seq_len, heads.num_kv_heads, heads.head_dim).to(heads.dtype)
+            cache[positions // size, :, positions % size] = rows
+        slot_mapping += positions[seq_len - query_len :].tolist() if seq_len else [-1] * query_len
+    num_tokens = sum(query_len for _, query_len in lengths)
+    num_q, num_kv = heads.num_heads, heads.num_kv_heads
+    qkv = torch.randn(num_tokens, num_q + 2 * num_kv, heads.head_dim).to(heads.dtype)
+    q, k, v = qkv.split([num_q, num_kv, num_kv], dim=1)
+    batch = AttentionBatch(
+        block_table=block_table,
+        slots=slots.int(),
+        query_start=torch.tensor([0, *(n for _, n in lengths)]).cumsum(0).int(),
+        seq_lens=torch.tensor([n for n, _ in lengths], dtype=torch.int32),
+        slot_mapping=torch.tensor(slot_mapping, dtype=torch.int64),
+        num_decodes=len(decodes),
+        max_query_len=max(n for _, n in lengths),
+        max_seq_len=max(n for n, _ in lengths),
+    )
+    return Step(lengths, q, k, v, k_cache, v_cache, batch)
+
+
 @pytest.fixture(scope="module")
-def fast() -> dict[torch.dtype, CpuAttention]:
-    return {dtype: CpuAttention(dtype, 2) for dtype in TOLERANCE}
+def attentions() -> dict[torch.dtype, CpuAttention]:
+    """One for all tests: its scratch carries over from one shape to the next, as it must be able to."""
+    return {dtype: CpuAttention(dtype, num_threads=2) for dtype in TOLERANCE}
+
+
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[got.dtype]
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0, atol=tolerance)
+
+
+MIXED = ([5, 0, 17, 512, 513, 300], [(3, 3), (40, 16), (0, 2), (600, 70), (513, 1), (129, 128)])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "block_size"),
+    [(16, 8, 128, 16), (7, 1, 64, 8), (4, 4, 80, 32), (8, 1, 32, 16), (4, 1, 256, 16), (8, 4, 96, 8), (3, 3, 16, 512)],
+)
+def test_agrees_with_the_oracle(
+    attentions: dict[torch.dtype, CpuAttention],
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+) -> None:
+    step = make_step(*MIXED, Heads(num_heads, num_kv_heads, head_dim, block_size, dtype))
+    for window in (None, 1, 5, 16, 100, 520, 10_000):
+        assert_close(step.attend(attentions[dtype], window), step.attend(OracleAttention(), window))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_agrees_with_the_oracle_on_any_mix(data: st.DataObject, attentions: dict[torch.dtype, CpuAttention]) -> None:
+    decodes = data.draw(st.lists(st.one_of(st.integers(0, 40), st.integers(0, 1200)), max_size=6))
+    chunk = st.integers(1, 150).flatmap(lambda n: st.tuples(st.just(0) | st.integers(n, n + 300), st.just(n)))
+    chunks = data.draw(st.lists(chunk, min_size=0 if decodes else 1, max_size=3))
+    window = data.draw(st.none() | st.integers(1, 200))
+    heads = data.draw(
+        st.builds(
+            lambda kv, group, dim, size, dtype: Heads(kv * group, kv, dim, size, dtype),
+            st.sampled_from([1, 2, 3, 4, 8]),
+            st.sampled_from([1, 2, 4, 7, 8]),
+            st.sampled_from([16, 32, 64, 80, 96, 128]),
+            st.sampled_from([8, 16, 32]),
+            st.sampled_from(list(TOLERANCE)),
+        )
+    )
+    step = make_step(decodes, chunks, heads, seed=data.draw(st.integers(0, 2**31)))
+    assert_close(step.attend(attentions[heads.dtype], window), step.attend(OracleAttention(), window))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(
+    attentions: dict[torch.dtype, CpuAttention], dtype: torch.dtype
+) -> None:
+    step = make_step([1500, 0, 7, 513, *range(30, 60)], [(1100, 90), (20, 20)], Heads(6, 2, 64, dtype=dtype))
+    for window in (None, 600):
+        together = step.attend(attentions[dtype], window)
+        for i in range(len(step.lengths)):
+            rows = slice(step.batch.query_start[i], step.batch.query_start[i + 1])
+            assert torch.equal(step.only(i).attend(attentions[dtype], window), together[rows])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("window", [None, 50])
+def test_a_prompt_has_the_same_bits_in_one_chunk_and_in_several(
+    attentions: dict[torch.dtype, CpuAttention], dtype: torch.dtype, window: int | None
+) -> None:
+    step = make_step([], [(300, 200)], Heads(6, 2, 64, dtype=dtype))
+    whole = step.attend(attentions[dtype], window)
+    bounds = [0, 1, 18, 64, 129, 200]
+    pieces = [
+        step.only(0, slice(i, j)).attend(attentions[dtype], window) for i, j in zip(bounds, bounds[1:], strict=False)
+    ]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_the_number_of_threads_changes_no_bit(attentions: dict[torch.dtype, CpuAttention]) -> None:
+    step = make_step([1500, 7, 513, 2048], [(1100, 90)], Heads())
+    assert torch.equal(step.attend(CpuAttention(torch.float32, num_threads=1)), step.attend(attentions[torch.float32]))
+
+
+def test_blocks_that_a_window_has_left_are_not_read(attentions: dict[torch.dtype, CpuAttention]) -> None:
+    step = make_step([700], [(700, 30)], Heads())
+    window = 100
+    expected = step.attend(OracleAttention(), window)
+    slot = step.batch.slots
+    step.batch.block_table[slot[0], : (700 - window) // 16] = -1
+    step.batch.block_table[slot[1], : (700 - 29 - window) // 16] = -1
+    assert_close(step.attend(attentions[torch.float32], window), expected)
+
+
+def test_a_dead_rows_output_is_zero(attentions: dict[torch.dtype, CpuAttention]) -> None:
+    step = make_step([20, 0, 30], [(0, 5), (9, 9)], Heads())
+    out = step.attend(attentions[torch.float32])
+    assert not out[1].any() and not out[3:8].any()
+    assert out[[0, 2]].all() and out[8:].all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("attention", ["oracle", "cpu"])
+def test_keys_and_values_go_where_the_slot_mapping_says_and_nowhere_else(
+    attentions: dict[torch.dtype, CpuAttention], attention: str, dtype: torch.dtype
+) -> None:
+    step = make_step([5, 0, 33], [(600, 400), (0, 3)], Heads(3, 3, 80, 8, dtype))
+    writer = attentions[dtype] if attention == "cpu" else OracleAttention()
+    caches = step.k_cache.clone(), step.v_cache.clone()
+    writer.write_kv(step.k, step.v, *caches, step.batch)
+    for cache, before, rows in zip(caches, (step.k_cache, step.v_cache), (step.k, step.v), strict=True):
+        expected = before.clone()
+        for token, slot in enumerate(step.batch.slot_mapping.tolist()):
+            if slot >= 0:
+                expected[slot // 8, :, slot % 8] = rows[token]
+        assert torch.equal(cache.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def test_a_request_full_of_nan_leaves_nothing_behind(attentions: dict[torch.dtype, CpuAttention]) -> None:
+    healthy = make_step([1200, 40], [(100, 100)], Heads())
+    before = healthy.attend(attentions[torch.float32])
+    broken = make_step([1200, 40], [(100, 100)], Heads())
+    for tensor in (broken.q, broken.k_cache, broken.v_cache):
+        tensor.fill_(torch.nan)
+    assert broken.attend(attentions[torch.float32]).isnan().all()
+    assert torch.equal(healthy.attend(attentions[torch.float32]), before)
+
+
+def test_the_oracle_is_torchs_attention() -> None:
+    step = make_step([], [(50, 50)], Heads(4, 4, 32))
+    positions = step.batch.slot_mapping
+    q = step.q.transpose(0, 1)
+    k, v = (cache[positions // 16, :, positions % 16].transpose(0, 1) for cache in (step.k_cache, step.v_cache))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)
+    assert_close(step.attend(OracleAttention()), expected.transpose(0, 1))
+
+
+def test_sizes_without_a_kernel_fall_back_to_the_oracle(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        attention = make_attention(torch.float32, num_heads=4, num_kv_heads=2, head_dim=40, block_size=16)
+    assert isinstance(attention, OracleAttention)
+    assert "heads of 40" in caplog.text
+    assert isinstance(make_attention(torch.float32, 4, 2, 64, 16), CpuAttention)
+
+
+def test_dtypes_without_attention_are_refused() -> None:
+    with pytest.raises(ValueError, match="float16"):
+        make_attention(torch.float16, num_heads=4, num_kv_heads=2, head_dim=64, block_size=16)

@@ -76,6 +76,24 @@ def test_another_layout_is_noticed() -> None:
     assert not packed_as_expected(random(128, 64), packed)
 
 
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="oneDNN's order of sums is known for AVX512-BF16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 64), (320, 704), (256, 1024), (192, 1056), (128, 3072), (100, 2048)])
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(
+    threads: int, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    linear = make_linear(random(*shape, dtype=dtype), random(shape[0], seed=1, dtype=dtype))
+    x = random(130, shape[1], seed=2, dtype=dtype)
+    # what is left of the product once its rounded value is taken away: its last bits
+    residual = -linear(x)
+    together = linear.add_to(residual, x)
+    assert together.count_nonzero() > 0
+    for n in (1, 2, 3, 4, 5, 7, 16, 33, 64, 129):
+        first = 130 - n
+        assert torch.equal(linear(x[first:]), -residual[first:])
+        assert torch.equal(linear.add_to(residual[first:], x[first:]), together[first:])
+
+
 def both_ops(config: ModelConfig, dtype: torch.dtype) -> list[LayerOps]:
     table = rope_table(config.rope, config.head_dim, 256)
     return [TorchLayerOps(config, table, dtype), KernelLayerOps(config, table, dtype)]

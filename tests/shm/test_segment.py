@@ -34,7 +34,7 @@ def test_a_segment_cannot_be_shrunk_under_a_reader() -> None:
 
 
 def test_more_than_the_free_memory_is_refused_before_it_is_allocated() -> None:
-    with pytest.raises(segment.SegmentError, match="shared memory for huge needs .* bytes and .* are available"):
+    with pytest.raises(segment.SegmentError, match=r"shared memory for huge needs .* bytes and .* are available"):
         segment.create("huge", segment.available_memory_bytes() + 2**40)
 
 
