@@ -65,10 +65,10 @@ class CpuDevice:
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
         logits, state = self._model.compute_logits(hidden), self.state
         slots = torch.from_numpy(inputs.sampled_slots)
-        tokens = torch.empty(len(slots), dtype=torch.int32)
-        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), state.sampling, tokens)
-        finish = torch.empty(len(slots), dtype=torch.int32)
-        check_stop(tokens, slots, state.stop_ids, state.num_eos_ids, state.num_stop_ids, finish)
+        out = torch.empty(len(slots), dtype=torch.int32)
+        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), state.sampling, out)
+        tokens: Int32s = out.numpy()
+        finish = check_stop(tokens, inputs.sampled_slots, state.stop_ids, state.num_eos_ids, state.num_stop_ids)
         num_tokens = (inputs.sampled_positions + 1).astype(np.int32)
-        state.advance(inputs.sampled_slots, tokens.numpy(), num_tokens, finish.numpy() != Finish.NONE)
-        return tokens.numpy(), finish.numpy()
+        state.advance(inputs.sampled_slots, tokens, num_tokens, finish != Finish.NONE)
+        return tokens, finish

@@ -26,9 +26,9 @@ class DeviceState:
         self.num_tokens = np.zeros(n, np.int32)
         """Tokens of the sequence, the last sampled one included; its KV is not written yet."""
         self.block_table = np.zeros((n, config.max_blocks_per_seq), np.int32)
-        self._stop_ids = np.zeros((n, MAX_STOP_TOKEN_IDS), np.int32)
-        self._num_eos_ids = np.zeros(n, np.int32)
-        self._num_stop_ids = np.zeros(n, np.int32)
+        self.stop_ids = np.zeros((n, MAX_STOP_TOKEN_IDS), np.int32)
+        self.num_eos_ids = np.zeros(n, np.int32)
+        self.num_stop_ids = np.zeros(n, np.int32)
         self._temperature = np.zeros(n, np.float32)
         self._top_p = np.ones(n, np.float32)
         self._min_p = np.zeros(n, np.float32)
@@ -43,9 +43,6 @@ class DeviceState:
             top_k=torch.from_numpy(self._top_k),
             seed=torch.from_numpy(self._seed),
         )
-        self.stop_ids = torch.from_numpy(self._stop_ids)
-        self.num_eos_ids = torch.from_numpy(self._num_eos_ids)
-        self.num_stop_ids = torch.from_numpy(self._num_stop_ids)
         self.block_table_tensor = torch.from_numpy(self.block_table)
 
     def apply(self, plan: PlanSlot) -> None:
@@ -69,9 +66,9 @@ class DeviceState:
         self._min_p[slots] = entries["min_p"]
         self._top_k[slots] = entries["top_k"]
         self._seed[slots] = entries["seed"].view(np.int64)
-        self._stop_ids[slots] = entries["stop_ids"]
-        self._num_eos_ids[slots] = entries["num_eos_ids"]
-        self._num_stop_ids[slots] = entries["num_stop_ids"]
+        self.stop_ids[slots] = entries["stop_ids"]
+        self.num_eos_ids[slots] = entries["num_eos_ids"]
+        self.num_stop_ids[slots] = entries["num_stop_ids"]
 
     def advance(
         self,

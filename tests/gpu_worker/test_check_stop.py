@@ -1,6 +1,6 @@
 """Stop ids on the device."""
 
-import torch
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,19 +11,13 @@ from albireo.messages import Finish
 
 def finish_of(tokens: list[int], slots: list[int], eos: list[list[int]], stop: list[list[int]]) -> list[int]:
     """`check_stop` on a table of one slot per entry of `eos` and `stop`, unused entries holding token 3."""
-    table = torch.full((len(eos), MAX_STOP_TOKEN_IDS), 3, dtype=torch.int32)
+    table = np.full((len(eos), MAX_STOP_TOKEN_IDS), 3, np.int32)
     for slot, ids in enumerate(map(list.__add__, eos, stop)):
-        table[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-    finish = torch.full((len(tokens),), 99, dtype=torch.int32)
-    check_stop(
-        torch.tensor(tokens, dtype=torch.int32),
-        torch.tensor(slots, dtype=torch.int32),
-        table,
-        torch.tensor([len(ids) for ids in eos], dtype=torch.int32),
-        torch.tensor([len(ids) for ids in stop], dtype=torch.int32),
-        finish,
-    )
-    return finish.tolist()
+        table[slot, : len(ids)] = ids
+    num_eos, num_stop = ([len(ids) for ids in column] for column in (eos, stop))
+    arrays = [np.array(values, np.int32) for values in (tokens, slots)]
+    found: list[int] = check_stop(*arrays, table, np.array(num_eos, np.int32), np.array(num_stop, np.int32)).tolist()
+    return found
 
 
 def test_each_row_is_checked_against_its_own_slot() -> None:
