@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from albireo.config import WorkerConfig
+from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import make_attention
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
@@ -37,10 +38,30 @@ class CpuDevice:
         self.state = DeviceState(config.scheduler)
         report("preparing kernels", 1.0)
         self._sampler.warm_up(dtype)
+        self._warm_up(num_tokens=1)
+        self._warm_up(num_tokens=self._block_size)
 
     @property
     def num_kv_blocks(self) -> int:
         return self._kv_cache.num_blocks
+
+    @torch.inference_mode()
+    def _warm_up(self, num_tokens: int) -> None:
+        """Runs the model over one sequence in block 0, which nobody owns yet: the first request finds kernels loaded
+        and weights in memory."""
+        positions = torch.arange(num_tokens)
+        batch = AttentionBatch(
+            block_table=self.state.block_table_tensor,
+            slots=torch.zeros(1, dtype=torch.int32),
+            query_start=torch.tensor([0, num_tokens], dtype=torch.int32),
+            seq_lens=torch.tensor([num_tokens], dtype=torch.int32),
+            slot_mapping=positions,
+            num_decodes=int(num_tokens == 1),
+            max_query_len=num_tokens,
+            max_seq_len=num_tokens,
+        )
+        hidden = self._model.forward(torch.zeros(num_tokens, dtype=torch.int64), positions, batch, self._kv_cache)
+        self._model.compute_logits(hidden[-1:])
 
     @torch.inference_mode()
     def execute(self, plan: PlanSlot, result: TokenSlot) -> None:

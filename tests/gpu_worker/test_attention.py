@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def make_step(decodes: Sequence[int], chunks: Sequence[tuple[int, int]], heads: 
     slots = torch.randperm(len(lengths) + 2)[: len(lengths)]
     cache_shape = (len(shuffled), heads.num_kv_heads, size, heads.head_dim)
     k_cache, v_cache = (torch.full(cache_shape, torch.nan, dtype=heads.dtype) for _ in range(2))
-    slot_mapping = []
+    slot_mapping: list[int] = []
     for (seq_len, query_len), slot, blocks in zip(lengths, slots, num_blocks, strict=True):
         mine, shuffled = shuffled[:blocks], shuffled[blocks:]
         block_table[slot, :blocks] = mine.int()
@@ -87,7 +88,7 @@ def make_step(decodes: Sequence[int], chunks: Sequence[tuple[int, int]], heads: 
     num_tokens = sum(query_len for _, query_len in lengths)
     num_q, num_kv = heads.num_heads, heads.num_kv_heads
     qkv = torch.randn(num_tokens, num_q + 2 * num_kv, heads.head_dim).to(heads.dtype)
-    q, k, v = qkv.split([num_q, num_kv, num_kv], dim=1)
+    q, k, v = torch.split(qkv, [num_q, num_kv, num_kv], dim=1)
     batch = AttentionBatch(
         block_table=block_table,
         slots=slots.int(),
@@ -174,9 +175,7 @@ def test_a_prompt_has_the_same_bits_in_one_chunk_and_in_several(
     step = make_step([], [(300, 200)], Heads(6, 2, 64, dtype=dtype))
     whole = step.attend(attentions[dtype], window)
     bounds = [0, 1, 18, 64, 129, 200]
-    pieces = [
-        step.only(0, slice(i, j)).attend(attentions[dtype], window) for i, j in zip(bounds, bounds[1:], strict=False)
-    ]
+    pieces = [step.only(0, slice(i, j)).attend(attentions[dtype], window) for i, j in pairwise(bounds)]
     assert torch.equal(torch.cat(pieces), whole)
 
 

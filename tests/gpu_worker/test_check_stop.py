@@ -14,9 +14,9 @@ def finish_of(tokens: list[int], slots: list[int], eos: list[list[int]], stop: l
     table = np.full((len(eos), MAX_STOP_TOKEN_IDS), 3, np.int32)
     for slot, ids in enumerate(map(list.__add__, eos, stop)):
         table[slot, : len(ids)] = ids
-    num_eos, num_stop = ([len(ids) for ids in column] for column in (eos, stop))
-    arrays = [np.array(values, np.int32) for values in (tokens, slots)]
-    found: list[int] = check_stop(*arrays, table, np.array(num_eos, np.int32), np.array(num_stop, np.int32)).tolist()
+    num_eos, num_stop = (np.array([len(ids) for ids in column], np.int32) for column in (eos, stop))
+    rows = np.array(tokens, np.int32), np.array(slots, np.int32)
+    found: list[int] = check_stop(*rows, table, num_eos, num_stop).tolist()
     return found
 
 

@@ -84,10 +84,10 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(
 ) -> None:
     linear = make_linear(random(*shape, dtype=dtype), random(shape[0], seed=1, dtype=dtype))
     x = random(130, shape[1], seed=2, dtype=dtype)
-    # what is left of the product once its rounded value is taken away: its last bits
+    # In bf16, what is left of the product once its rounded value is taken away: the last bits of its sums.
     residual = -linear(x)
     together = linear.add_to(residual, x)
-    assert together.count_nonzero() > 0
+    assert dtype == torch.float32 or together.count_nonzero() > 0
     for n in (1, 2, 3, 4, 5, 7, 16, 33, 64, 129):
         first = 130 - n
         assert torch.equal(linear(x[first:]), -residual[first:])

@@ -157,3 +157,20 @@ def test_bf16_is_as_close_to_fp32_as_transformers_bf16_is(make_checkpoint: Calla
             ours = PagedRunner(model).prefill(0, prompt[: 8 * chunk], chunk).float()
             our_error = (ours - exact[: len(ours)]).square().mean().sqrt()
             assert our_error < 1.5 * their_error + 0.02
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="oneDNN's order of sums is known for AVX512-BF16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decode_row_has_the_same_bits_alone_and_in_any_batch(
+    make_checkpoint: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    model = load(make_checkpoint("qwen3", dtype="bfloat16", tie_word_embeddings=False), dtype)
+    prompts = {slot: prompt_of(20 + slot) for slot in range(7)}
+    runner = PagedRunner(model, num_slots=7)
+    for slot, prompt in prompts.items():
+        runner.prefill(slot, prompt)
+    together = runner.step({slot: [slot] for slot in prompts})
+    for slot, prompt in prompts.items():
+        alone = PagedRunner(model, num_slots=1)
+        alone.prefill(0, prompt)
+        assert torch.equal(alone.step({0: [slot]})[0], together[slot])

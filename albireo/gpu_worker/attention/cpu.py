@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from albireo.gpu_worker.attention import chunk_kernel, decode_kernel
+from albireo.gpu_worker.attention import chunk_bf16, chunk_f32, chunk_items, decode_kernel
 from albireo.gpu_worker.attention.batch import AttentionBatch
-from albireo.gpu_worker.attention.chunk_kernel import CHUNK_ARGUMENTS
+from albireo.gpu_worker.attention.chunk_items import CHUNK_ARGUMENTS
 from albireo.gpu_worker.attention.decode_kernel import DECODE_ARGUMENTS, PARTIAL_TAIL
 from albireo.gpu_worker.attention.decode_page import SPLIT
 from albireo.gpu_worker.attention.interface import Attention
@@ -54,11 +54,12 @@ class CpuAttention:
 
     def __init__(self, dtype: torch.dtype, num_threads: int) -> None:
         element = np.uint16 if dtype == torch.bfloat16 else np.float32
+        chunk = chunk_bf16 if dtype == torch.bfloat16 else chunk_f32
         self._dtype = dtype
         self._num_threads = num_threads
         self._write = Kernel(write_kernel(element), WRITE_ARGUMENTS)
         self._decode = Kernel(decode_kernel.decode_kernel(element), DECODE_ARGUMENTS)
-        self._chunk = Kernel(chunk_kernel.chunk_kernel(element), CHUNK_ARGUMENTS)
+        self._chunk = Kernel(chunk.attend_chunks, CHUNK_ARGUMENTS)
         self._scratch = _Floats()
         self._partials = _Floats()
         self._counters = np.zeros(0, np.int64)
@@ -149,7 +150,7 @@ class CpuAttention:
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int, out: Tensor
     ) -> None:
         _, num_kv_heads, block_size, head_dim = k_cache.shape
-        scratch_floats = chunk_kernel.scratch_floats(head_dim)
+        scratch_floats = chunk_items.scratch_floats(head_dim)
         self._chunk(
             (
                 self._fresh_counters(2),
