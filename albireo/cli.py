@@ -22,6 +22,12 @@ SGLANG_NAMES = {
 """SGLang's flags and ours: a habit gets an answer, not `unrecognized arguments`."""
 
 
+REFUSED = {
+    "--trust-remote-code": "code in a checkpoint is never run; the model families that are supported need none",
+}
+"""Flags that other servers have and that are left out on purpose."""
+
+
 class Parser(argparse.ArgumentParser):
     """Spells flags out (no abbreviations) and knows SGLang's names."""
 
@@ -33,6 +39,8 @@ class Parser(argparse.ArgumentParser):
             name = argument.split("=")[0]
             if name in SGLANG_NAMES:
                 message = f"{name} is SGLang's name; here it is {SGLANG_NAMES[name]}"
+            elif name in REFUSED:
+                message = f"{name} is refused: {REFUSED[name]}"
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -56,7 +64,7 @@ def size_in_bytes(text: str) -> int:
     factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
     try:
         value = int(float(number.rstrip("KMGT")) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: 1073741824, 512M and 4G are") from None
     if value < 1:
         raise argparse.ArgumentTypeError("a size must be positive")
@@ -86,7 +94,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     engine.add_argument("--scheduling-policy", choices=["fcfs", "priority"], default="fcfs")
     engine.add_argument("--run-ahead", type=in_range(0, 16), default=2, metavar="K",
-                        help="steps planned past the last confirmed one; 0: synchronous")  # fmt: skip
+                        help="steps planned ahead (1 while steps take over 5 ms); 0: synchronous")  # fmt: skip
     engine.add_argument("--cpu-threads", type=in_range(1, 1024), help="threads of the model (default: all cores)")
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network (set --api-key)")

@@ -48,7 +48,6 @@ class EnginePlan(Struct, frozen=True):
     dtype: Dtype
     scheduler: SchedulerConfig
     kv_cache_bytes: int
-    num_kv_blocks: int
     load_format: Literal["safetensors", "dummy"]
     num_threads: int
     seed: int
@@ -101,7 +100,6 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
             enable_prefix_caching=args.enable_prefix_caching,
         ),
         kv_cache_bytes=kv_cache_bytes,
-        num_kv_blocks=num_kv_blocks,
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
         num_threads=args.cpu_threads or num_cpus,
         seed=args.seed,

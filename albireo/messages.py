@@ -21,6 +21,8 @@ from albireo import limits
 Uint64 = Annotated[int, Meta(ge=0)]
 """msgpack's own largest integer is the upper bound."""
 
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
 
 class Finish(IntEnum):
     """Why a row's token is its request's last; one byte in the token ring and in `Tokens.finish`."""
@@ -49,7 +51,7 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     seed: Uint64 = 0
     """Key of the counter-based RNG. The frontend draws one when the client gives none."""
-    stop_token_ids: Annotated[tuple[int, ...], Meta(max_length=limits.MAX_STOP_TOKEN_IDS)] = ()
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=limits.MAX_STOP_TOKEN_IDS)] = ()
     """The client's stop ids, without the model's EOS ids."""
     ignore_eos: bool = False
 
@@ -114,7 +116,7 @@ class Progress(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class WorkerReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A worker has loaded its weights, allocated its KV blocks and run one warm-up step."""
+    """A worker has loaded its weights, allocated its KV blocks and run the model once."""
 
     num_kv_blocks: Annotated[int, Meta(ge=1)]
     device: str
@@ -138,7 +140,10 @@ class Fatal(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Stop(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """The supervisor asks a child to end cleanly."""
+    """The supervisor asks a child to end cleanly. `drain`: a frontend lets running streams finish first, as long as
+    its config says; without it they end with an error event at once (there is no engine left to finish them)."""
+
+    drain: bool = True
 
 
 ToCoordinator = Submit | Abort

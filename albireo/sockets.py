@@ -38,12 +38,18 @@ def open_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.So
 
 
 class Bell:
-    """The ringing end of a doorbell: never blocks."""
+    """The ringing end of a doorbell: never blocks.
+
+    With a queue of one frame, libzmq learns that the frame before has left only when it looks into its mailbox, and
+    a non-blocking send looks at most once a millisecond: half of the rings 50 to 500 microseconds apart were lost
+    with nothing pending. Asking for EVENTS makes it look.
+    """
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self._socket = socket
 
     def ring(self) -> None:
+        self._socket.getsockopt(zmq.EVENTS)
         with contextlib.suppress(zmq.Again):  # a ring is pending already
             self._socket.send(b"", zmq.NOBLOCK)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -41,7 +41,9 @@ from albireo.shm.token_ring import TokenRing
 from albireo.startup_display import StartupDisplay
 
 STOP_TIMEOUT_S = 3.0
-"""How long an engine process may take to end by itself before it is killed."""
+"""How long a process with nothing left to finish may take to end by itself before it is killed."""
+LAST_WORDS_MS = 300
+"""How long a dead child's last message may take to arrive."""
 
 
 @dataclass(slots=True)
@@ -142,6 +144,10 @@ def open_listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
+    except socket.gaierror as error:
+        raise StartupError(
+            f"cannot listen on {host}: {error.strerror}; name an address of this machine with --host"
+        ) from error
     except OSError as error:
         # create_server's own strerror repeats the address
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -186,6 +192,7 @@ class Supervisor:
             [sys.executable, "-m", spec.module],
             stdin=subprocess.PIPE,
             pass_fds=spec.fds,
+            process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
             env={**os.environ, **spec.environment},
         )
         assert process.stdin is not None
@@ -229,6 +236,8 @@ class Supervisor:
     def _report_death(self, child: Child) -> int:
         """Says which process died and why; returns the exit code that follows."""
         code = child.process.wait()
+        if code > 0:
+            self._control.poll(LAST_WORDS_MS)
         self._hear()
         if child.fatal is not None:
             self._display.error(f"{child.name}: {child.fatal.message}")
@@ -243,14 +252,15 @@ class Supervisor:
     # -- stop ---------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ends every process: frontends first, so that running streams can finish, then the engine. A signal cuts
-        the wait short. Nothing is left when it returns."""
-        for prefix, timeout_s in (("frontend", self._shutdown_timeout_s), ("", STOP_TIMEOUT_S)):
-            for child in self._children.values():
-                if child.name.startswith(prefix):
-                    self._ask_to_stop(child)
-            if not self._wait(prefix, timeout_s):
-                break
+        """Ends every process: frontends first, so that running streams can finish while the engine lives, then the
+        engine. A signal cuts the wait short. Nothing is left when it returns."""
+        frontends = [child for child in self._children.values() if child.name.startswith("frontend")]
+        engine = [child for child in self._children.values() if child not in frontends]
+        ended = self._end(frontends, Stop(drain=True), self._shutdown_timeout_s, needed=engine)
+        if ended is None:
+            ended = self._end(frontends, Stop(drain=False), STOP_TIMEOUT_S)
+        if ended:
+            self._end(engine, Stop(), STOP_TIMEOUT_S)
         for child in self._children.values():
             child.process.kill()
             child.process.wait()
@@ -258,26 +268,30 @@ class Supervisor:
         self._control.close()
         self._context.term()
 
-    def _ask_to_stop(self, child: Child) -> None:
-        """A child that serves hears Stop; one that is still starting holds nothing worth a clean end."""
-        if child.is_ready:
-            self._tell(child.name, Stop())
-        else:
-            child.process.terminate()
-
-    def _wait(self, prefix: str, timeout_s: float) -> bool:
-        """Waits for processes to end. False when a signal says not to wait any longer."""
+    def _end(self, children: list[Child], stop: Stop, timeout_s: float, needed: Sequence[Child] = ()) -> bool | None:
+        """Asks children to end and waits. False: a signal says not to wait any longer. None: one of the `needed` is
+        dead, so that waiting for streams to finish is in vain."""
+        for child in children:
+            if child.is_ready:
+                self._tell(child.name, stop)
+            else:
+                child.process.terminate()  # still starting: it holds nothing worth a clean end
         deadline = time.monotonic() + timeout_s
-        for child in self._children.values():
-            while child.name.startswith(prefix) and child.process.poll() is None:
-                remaining_ms = int((deadline - time.monotonic()) * 1000)
-                if remaining_ms <= 0:
-                    return True
-                poller = zmq.Poller()
-                poller.register(child.pidfd, zmq.POLLIN)
-                poller.register(self._signals.fd, zmq.POLLIN)
-                if self._signals.fd in dict(poller.poll(remaining_ms)) and self._signals.take():
-                    return False
+        poller = zmq.Poller()
+        for fd in (self._signals.fd, *(child.pidfd for child in (*children, *needed))):
+            poller.register(fd, zmq.POLLIN)
+        while any(child.process.poll() is None for child in children):
+            if any(child.process.poll() is not None for child in needed):
+                return None
+            remaining_ms = int((deadline - time.monotonic()) * 1000)
+            if remaining_ms <= 0:
+                break
+            events = dict(poller.poll(remaining_ms))
+            if self._signals.fd in events and self._signals.take():
+                return False
+            for child in children:
+                if child.pidfd in events:
+                    poller.unregister(child.pidfd)
         return True
 
 

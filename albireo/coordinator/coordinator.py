@@ -81,13 +81,13 @@ class Coordinator:
     def _receive(self) -> None:
         for _ in range(MAX_MESSAGES_PER_STEP):
             try:
-                identity, data = self._frontends.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = self._frontends.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                self._handle(self._frontend_index(identity), self._decoder.decode(data))
-            except msgspec.MsgspecError:
-                log.exception("dropped a message of %s that is none of ours", identity.decode())
+                self._handle(self._frontend_index(identity), self._decoder.decode(b"".join(frames)))
+            except msgspec.MsgspecError as error:
+                log.error("dropped a message of %r that is none of ours: %s", identity, error)
 
     def _frontend_index(self, identity: bytes) -> int:
         if identity not in self._identities:
@@ -140,7 +140,6 @@ class Coordinator:
             request_id=message.request_id,
             sampling=message.sampling,
             tokens=tokens,
-            num_prompt_tokens=tokens.size,
             max_total_tokens=min(tokens.size + message.sampling.max_tokens, self._config.scheduler.max_model_len),
             priority=message.priority,
             cache_salt=message.cache_salt,
@@ -176,7 +175,6 @@ class Coordinator:
             plan = self._plans.next_slot()
             if not self._scheduler.plan(plan):
                 break
-            plan.header["planned_ns"] = self._clock_ns()
             self._plans.publish()
             planned = True
         if planned:

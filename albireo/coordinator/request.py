@@ -31,7 +31,6 @@ class Request:
     sampling: SamplingParams
     tokens: Tokens
     """Prompt, and behind it what was generated before a preemption."""
-    num_prompt_tokens: int
     max_total_tokens: int
     """Prompt and output together, from max_tokens and the model's context."""
     priority: int
@@ -78,6 +77,10 @@ class WaitingQueue:
         return heapq.heappop(self._heap)[-1]
 
     def drop(self, request: Request) -> None:
-        """Ends a waiting request; its entry goes when it reaches the head."""
+        """Ends a waiting request. Its entry stays until it reaches the head or dropped ones are the majority: under
+        priorities a client could otherwise fill the memory with requests that it has aborted."""
         request.state = State.FINISHED
         self._size -= 1
+        if len(self._heap) > 2 * self._size + 64:
+            self._heap = [entry for entry in self._heap if entry[-1].state is State.WAITING]
+            heapq.heapify(self._heap)

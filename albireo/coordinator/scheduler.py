@@ -321,6 +321,7 @@ class Scheduler:
         step = self._in_flight.popleft()
         slots = step.slots
         assert np.array_equal(rows["slot"], slots), "a worker's rows are not those of the plan"
+        assert np.array_equal(rows["generation"], step.generations), "a worker's rows are of other requests"
         is_current = self.slots.generation[slots] == step.generations
         live = is_current & (rows["token"] >= 0)
         output = self._confirm_current(slots[live], rows["token"][live], rows["finish"][live])

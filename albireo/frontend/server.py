@@ -61,7 +61,8 @@ async def serve(
     http.add_done_callback(lambda _: stop.set())
     try:
         await stop.wait()
-        await _drain(service, 0 if failures or http.done() else config.shutdown_timeout_s - CLOSING_S)
+        drains = supervisor.wants_drain and not failures and not http.done()
+        await _drain(service, supervisor, config.shutdown_timeout_s - CLOSING_S if drains else 0)
     finally:
         server.should_exit = True
         await http
@@ -83,11 +84,11 @@ def _connect(context: "zmq.Context[zmq.Socket[bytes]]", config: FrontendConfig) 
     return link
 
 
-async def _drain(service: Service, timeout_s: float) -> None:
+async def _drain(service: Service, supervisor: "Supervisor", timeout_s: float) -> None:
     """Takes no more requests, gives the running ones until the timeout, and ends the others with an error."""
     service.stop()
     ends = time.monotonic() + timeout_s
-    while service.engine.num_live and time.monotonic() < ends:
+    while service.engine.num_live and supervisor.wants_drain and time.monotonic() < ends:
         await asyncio.sleep(_POLL_S)
     service.engine.fail_all(UnavailableError("the server is stopping"))
 
@@ -108,6 +109,8 @@ class Supervisor:
         self._decoder = child_decoder()
         self._http_started = False
         self._said_ready = False
+        self.wants_drain = True
+        """False once the supervisor says that nothing can finish the running streams."""
         self._reader = SocketReader(loop, control, self._on_frame, on_failure)
 
     def http_started(self) -> None:
@@ -123,6 +126,7 @@ class Supervisor:
             self._service.engine_ready(message.num_kv_blocks)
             self._say_ready()
         else:
+            self.wants_drain = message.drain
             self._stop.set()
 
     def _say_ready(self) -> None:

@@ -1,5 +1,7 @@
 """A worker process: `python -m albireo.gpu_worker`, one per tensor-parallel rank, started by the supervisor."""
 
+import logging
+import sys
 import time
 
 import zmq
@@ -12,6 +14,8 @@ from albireo.messages import Progress, Stop, WorkerReady
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.stats import EngineStats
 from albireo.shm.token_ring import TokenRing
+
+log = logging.getLogger(__name__)
 
 RECHECK_MS = 20
 """How long a lost doorbell can delay a step while plans keep coming."""
@@ -27,8 +31,11 @@ def run(config: WorkerConfig) -> None:
     try:
         device = CpuDevice(config, lambda stage, fraction: control.send(Progress(stage, fraction)))
     except Exception as error:
+        log.debug("the worker cannot start", exc_info=True)
         control.fatal(f"{type(error).__name__}: {error}", exit_code=3)
-        raise
+        control.socket.close()
+        context.term()
+        sys.exit(3)
     stats = EngineStats(config.segments.stats)
     worker = Worker(
         device,

@@ -66,7 +66,6 @@ written by that consumer once the *device* is done with the slot."""
 PLAN_HEADER: Final = record(
     128,
     sequence=("<u8", 0),
-    planned_ns=("<i8", 8),
     num_rows=("<i4", 16),
     rows_changed=("<i4", 20),
     num_chunks=("<i4", 24),
@@ -121,7 +120,6 @@ ENGINE_STATS: Final = record(
     512,
     # written by the coordinator, once a step
     heartbeat_ns=("<i8", 0),
-    step=("<u8", 8),
     num_running=("<i8", 16),
     num_waiting=("<i8", 24),
     num_blocks=("<i8", 32),
@@ -146,5 +144,5 @@ ENGINE_STATS: Final = record(
 confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
 between the end of a step and the begin of the next while there was one to run."""
 
-WORKER_HEARTBEAT: Final = record(CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), state=("<i8", 16))
+WORKER_HEARTBEAT: Final = record(CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8))
 """One per worker, in the stats segment behind ENGINE_STATS. Writer: that worker, before and after each step."""

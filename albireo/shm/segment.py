@@ -19,12 +19,24 @@ class SegmentError(Exception):
     """A segment is not what this process expects, or there is no memory for it."""
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def available_memory_bytes() -> int:
-    """What can be allocated without swapping: the kernel's MemAvailable."""
+    """What can be allocated without swapping: the kernel's MemAvailable, or what a container's limit leaves."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min(int(line.split()[1]) * 1024, cgroup_room_bytes(CGROUP))
     raise SegmentError("the kernel reports no MemAvailable in /proc/meminfo")
+
+
+def cgroup_room_bytes(cgroup: Path) -> int:
+    """How much more a cgroup (version 2) may use; its file cache counts as used. Without a limit: 2^63."""
+    try:
+        limit, used = (cgroup / "memory.max").read_text(), (cgroup / "memory.current").read_text()
+    except OSError:
+        return 2**63
+    return 2**63 if limit.strip() == "max" else max(0, int(limit) - int(used))
 
 
 def create(name: str, size: int) -> int:

@@ -51,7 +51,7 @@ class Engine:
         max_total = min(len(prompt) + max_tokens, self.config.max_model_len)
         request = Request(
             frontend=request_id % 2, request_id=request_id, sampling=sampling, tokens=np.array(prompt, np.int32),
-            num_prompt_tokens=len(prompt), max_total_tokens=max_total, priority=priority, cache_salt=salt,
+            max_total_tokens=max_total, priority=priority, cache_salt=salt,
             arrival=request_id,
         )  # fmt: skip
         expected = Expected(request, *reference(prompt, request_id, max_total, () if ignore_eos else EOS, stop))

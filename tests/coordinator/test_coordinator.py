@@ -167,6 +167,9 @@ def test_a_request_that_slipped_through_the_frontend_is_rejected_and_disturbs_no
 def test_garbage_on_the_socket_is_dropped_and_the_rest_goes_on(harness: Harness) -> None:
     for data in (b"", b"\xff\xff", b"\x81\xa4type\xa3Foo", encode(Abort([77]))):
         harness.send(0, data)
+    harness.frontends[0].send_multipart([b"two", b"frames"])
+    stop = encode(Submit(5, b"\1\0\0\0", SamplingParams(max_tokens=1, stop_token_ids=(2**31,))))
+    harness.send(0, stop)
     harness.submit(0, 1, [1, 2, 3])
     harness.run()
     assert outputs(harness.received(0)) == {1: reference([1, 2, 3], 1, 8, EOS, ())}

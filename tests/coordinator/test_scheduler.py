@@ -145,6 +145,18 @@ def test_a_thousand_aborts_at_every_stage_leave_no_block_in_use() -> None:
     engine.check_results()
 
 
+def test_aborted_requests_behind_a_backlog_do_not_pile_up() -> None:
+    engine = Engine(config(policy="priority", max_num_seqs=1), num_blocks=100)
+    engine.submit([1], max_tokens=60, ignore_eos=True)
+    engine.submit([1], max_tokens=60, ignore_eos=True)
+    for _ in range(1000):
+        engine.abort(engine.submit([1, 2, 3], priority=9))
+    assert len(engine.scheduler.waiting) == 2
+    assert len(engine.scheduler.waiting._heap) < 100
+    engine.run()
+    engine.check_results()
+
+
 def test_priority_runs_lower_numbers_first_and_fcfs_ignores_them() -> None:
     for policy, first in (("priority", 2), ("fcfs", 0)):
         engine = Engine(config(policy=policy, max_num_seqs=1, run_ahead=0), num_blocks=100)

@@ -93,7 +93,6 @@ class Pipeline:
                 request_id=sampling.seed,
                 sampling=sampling,
                 tokens=np.array(prompt, np.int32),
-                num_prompt_tokens=len(prompt),
                 priority=0,
                 cache_salt="",
                 arrival=self._arrived,

@@ -72,10 +72,11 @@ class Server:
         """Pids of its processes by name, e.g. `albireo-worker-0`."""
         return {name: pid for pid, parent, name in processes() if parent == self.process.pid}
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, **labels: str) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics") as response:
             for line in response.read().decode().splitlines():
-                if re.match(rf"{re.escape(name)}(\{{.*\}})? ", line):
+                has_labels = all(f'{key}="{value}"' in line for key, value in labels.items())
+                if has_labels and re.match(rf"{re.escape(name)}(\{{.*\}})? ", line):
                     return float(line.split()[-1])
         raise AssertionError(f"no metric {name}")
 

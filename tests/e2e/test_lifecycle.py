@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,46 @@ def test_the_death_of_a_child_is_named_and_ends_the_server(victim: str, runtime_
         os.kill(server.children()[f"albireo-{victim}"], signal.SIGKILL)
         assert server.wait() == 1
     assert any(victim in line and "was killed by SIGKILL" in line for line in server.lines)
+
+
+def test_streams_end_with_an_error_at_once_when_the_engine_dies_whatever_the_shutdown_timeout(
+    runtime_dir: dict[str, str],
+) -> None:
+    with Server("--shutdown-timeout", "600", env=runtime_dir) as server:
+        body = {"model": "albireo-demo", "prompt": "x", "max_tokens": 1500, "stream": True, "ignore_eos": True}
+        request = urllib.request.Request(
+            f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            response.readline()
+            os.kill(server.children()["albireo-worker-0"], signal.SIGKILL)
+            rest = response.read().decode()
+        assert '"error"' in rest
+        assert server.wait() == 1
+
+
+def test_a_signal_while_starting_stops_everything(runtime_dir: dict[str, str]) -> None:
+    for delay_s in (0.3, 1.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "albireo.cli", "serve", "--port", "0"],
+            env={**os.environ, **runtime_dir}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(delay_s)
+        children = {pid for pid, parent, _ in processes() if parent == process.pid}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert eventually(lambda: not {pid for pid, _, _ in processes()} & children, timeout_s=5)  # noqa: B023
+
+
+def test_a_child_that_cannot_start_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    code, output = start("--port", "0", str(tmp_path / "model"))
+    assert code == 3
+    last = output.splitlines()[-1]
+    assert last.startswith("albireo: frontend-0: ")
+    assert "tokenizer" in last
+    assert "Traceback" not in output
 
 
 def test_a_taken_port_is_one_line_and_exit_code_3() -> None:
@@ -125,6 +167,8 @@ def test_a_cache_too_small_for_one_sequence_is_one_line_with_the_numbers() -> No
         (["--max-model-len", "10000000"], "exceeds the model's"),
         (["-tp", "2"], "2 is out of range"),
         (["--kv-cache-bytes", "lots"], "'lots' is no size"),
+        (["--kv-cache-bytes", "inf"], "'inf' is no size"),
+        (["--trust-remote-code"], "--trust-remote-code is refused: code in a checkpoint is never run"),
     ],
 )
 def test_bad_arguments_are_exit_code_2_and_say_what_is_possible(arguments: list[str], text: str) -> None:

@@ -38,6 +38,15 @@ def test_more_than_the_free_memory_is_refused_before_it_is_allocated() -> None:
         segment.create("huge", segment.available_memory_bytes() + 2**40)
 
 
+def test_a_container_s_limit_bounds_the_free_memory(tmp_path: Path) -> None:
+    assert segment.cgroup_room_bytes(tmp_path) == 2**63
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert segment.cgroup_room_bytes(tmp_path) == 2**63
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert segment.cgroup_room_bytes(tmp_path) == 400
+
+
 def test_a_ring_of_another_geometry_is_refused() -> None:
     ring = PlanRing(CONFIG, num_workers=2)
     fd = segment.create("plan", ring.geometry.size)
