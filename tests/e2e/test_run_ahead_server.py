@@ -37,9 +37,10 @@ def generate(server: Server) -> list[tuple[str, str | None, str]]:
     return asyncio.run(run())
 
 
-def run(run_ahead: int, *arguments: str) -> list[tuple[str, str | None, str]]:
+def run(run_ahead: int, *arguments: str, preempts: bool = False) -> list[tuple[str, str | None, str]]:
     with Server("--dtype", "float32", "--run-ahead", str(run_ahead), *arguments) as server:
         answers = generate(server)
+        assert (server.metric("albireo:num_preemptions_total") > 0) == preempts
         assert eventually(lambda: server.metric("albireo:kv_cache_usage_perc") == 0)
     return answers
 
@@ -53,4 +54,4 @@ def test_tokens_are_the_same_for_every_run_ahead_on_real_processes() -> None:
     assert any(stop.startswith("'") for _, stop in reasons), "no sequence ended by a stop string"
     for run_ahead in (1, 2, 4):
         assert run(run_ahead) == synchronous
-    assert run(2, "--kv-cache-bytes", "2M", "--max-model-len", "512", "--max-num-batched-tokens", "256") == synchronous
+    assert run(2, "--kv-cache-bytes", "4M", "--max-model-len", "512", preempts=True) == synchronous
