@@ -8,6 +8,7 @@ supervisor.
 
 import os
 import shutil
+import signal
 import sys
 import threading
 from typing import TypeVar
@@ -55,10 +56,11 @@ class Control:
 def start(config_type: type[C]) -> C:
     """Reads this process's config from stdin, names the process and ties its life to the supervisor's.
 
-    Raises msgspec.ValidationError on a config with an unknown or missing key. SIGTERM keeps its default until the
-    process changes it.
+    Raises msgspec.ValidationError on a config with an unknown or missing key. SIGINT is the supervisor's business;
+    SIGTERM keeps its default until the process changes it.
     """
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=config_type)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     setproctitle.setproctitle(f"albireo-{config.name}")
     logs.configure(config.name, config.log_level)
     threading.Thread(target=_lifeline, args=(config.run_dir,), name="lifeline", daemon=True).start()

@@ -53,7 +53,8 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        if self._reader.is_alive():
+        assert self.process.stderr is not None
+        if not self.process.stderr.closed:
             self.wait()
 
     def wait(self, timeout_s: float = 20) -> int:
