@@ -15,6 +15,7 @@ import contextlib
 import signal
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,7 @@ SAMPLINGS: dict[str, dict[str, float]] = {
 def settings_for(
     workload: Workload, sampling: str, server: PeerServer, tokenizer: str, seed: int, prompt_format: str
 ) -> ServeBenchSettings:
-    """A new seed per round: a prompt that comes again would be answered from a prefix cache."""
+    """`seed`: of the prompts; one that comes again would be answered from a prefix cache."""
     chosen = SAMPLINGS[sampling]
     return ServeBenchSettings(
         base_url=server.url, endpoint="/v1/completions", model=None, tokenizer=tokenizer,
@@ -74,8 +75,11 @@ def settings_for(
 
 def take_turn(args: argparse.Namespace, server: PeerServer, workload: str, sampling: str, number: int) -> Turn:
     """Thaws the server, runs one workload on it, freezes it again. Raises BenchError."""
+    # the same for every server, and for no other turn: greedy prompts that came again as sampled ones were answered
+    # from the prefix cache
+    seed = args.seed + zlib.crc32(f"{workload} {sampling} {number}".encode())
     settings = settings_for(
-        WORKLOADS[workload], sampling, server, args.tokenizer or args.model, args.seed + number, args.prompt_format
+        WORKLOADS[workload], sampling, server, args.tokenizer or args.model, seed, args.prompt_format
     )
     with awake(server, args.idle):
         before = server.cpu_s()
