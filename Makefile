@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What CI runs. torch comes first and by exact version. Where the package index has CUDA builds only, a CPU machine
-# saves gigabytes with the CPU index of pytorch.org: make PIP_ARGS='--index-url ...' TORCH=torch==2.13.0 install
+# saves gigabytes with an index of CPU builds: make PIP_ARGS='--index-url ...' TORCH=torch==2.13.0 install
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 MODEL ?=
