@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from albireo import __version__
+from albireo.limits import MAX_LOGPROBS
 
 SGLANG_NAMES = {
     "--model-path": "--model",
@@ -86,8 +87,14 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                        help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument("--device", choices=["cpu"], default="cpu")
-    engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 1), default=1, help="1 for now")
-    engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache, e.g. 4G")
+    engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
+                        help="ranks, each with 1/T of the model")  # fmt: skip
+    engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"], default="local",
+                        help="ranks sample: where the logits lie; a slice of the rows each; all rows each")  # fmt: skip
+    engine.add_argument("--collectives", choices=["shm", "gloo"], default="shm", help="what ranks exchange through")
+    engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
+                        help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
+    engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")
     engine.add_argument("--block-size", type=int, choices=[8, 16, 32, 64], default=16, help="tokens in a KV block")
     engine.add_argument("--max-num-seqs", type=in_range(1, 4096), default=256, help="sequences in a step")
     engine.add_argument("--max-num-batched-tokens", type=in_range(16, 2**20), default=2048, help="tokens in a step")
@@ -103,6 +110,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                       help="require this key; repeatable; or ALBIREO_API_KEY")  # fmt: skip
     http.add_argument("--root-path", default="", help="path prefix behind a proxy")
     http.add_argument("--disable-uvicorn-access-log", action="store_true", help="no log line per request")
+    http.add_argument("--max-logprobs", type=in_range(0, MAX_LOGPROBS), default=MAX_LOGPROBS, metavar="N",
+                      help="most logprobs per token that a request may ask for")  # fmt: skip
     http.add_argument("--shutdown-timeout", type=in_range(0, 86400), default=5, metavar="S",
                       help="seconds that running streams get to finish")  # fmt: skip
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
@@ -142,6 +151,9 @@ def run_serve(args: argparse.Namespace) -> int:
         run_ahead=args.run_ahead,
         kv_cache_bytes=args.kv_cache_bytes,
         cpu_threads=args.cpu_threads,
+        tensor_parallel_size=args.tensor_parallel_size,
+        sampling_mode=args.sampling_mode,
+        collectives=args.collectives,
     )
     return serve(
         ServeArgs(
@@ -153,6 +165,8 @@ def run_serve(args: argparse.Namespace) -> int:
             root_path=args.root_path,
             access_log=not args.disable_uvicorn_access_log,
             shutdown_timeout_s=float(args.shutdown_timeout),
+            worker_timeout_s=float(args.worker_timeout),
+            max_logprobs=args.max_logprobs,
             chat_template=args.chat_template,
             use_generation_config=args.generation_config == "auto",
             log_level=args.log_level,

@@ -14,6 +14,9 @@ from albireo.checkpoint import GenerationDefaults, ModelConfig
 
 Dtype = Literal["bfloat16", "float32"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+SamplingMode = Literal["local", "sequence-parallel", "gathered"]
+"""How t ranks sample (`gpu_worker.sampling.modes`)."""
+CollectivesKind = Literal["shm", "gloo"]
 
 
 class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +53,8 @@ class SegmentFds(Struct, frozen=True, forbid_unknown_fields=True):
     token_rings: tuple[int, ...]
     """One per worker rank."""
     stats: int
+    collectives: int = -1
+    """What ranks exchange; -1 when there is one rank."""
 
 
 class ChildConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,18 +73,22 @@ class CoordinatorConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     num_workers: int
+    sampling_mode: SamplingMode = "local"
 
 
 class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerConfig
     segments: SegmentFds
     rank: int
+    num_workers: int
+    sampling_mode: SamplingMode
+    collectives: CollectivesKind
     model: ModelConfig
     model_path: str
     device: Literal["cpu"]
     dtype: Dtype
     kv_cache_bytes: int
-    """Size of this worker's KV cache; the number of blocks follows from the model."""
+    """Size of this worker's KV cache; the number of blocks follows from its share of the model."""
     num_threads: int
     load_format: Literal["safetensors", "dummy"]
     seed: int
@@ -102,6 +111,7 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     """Empty: no authentication."""
     root_path: str
     access_log: bool
+    max_logprobs: int
     shutdown_timeout_s: float
     version: str
 

@@ -9,8 +9,9 @@ from typing import Literal
 from msgspec import Struct
 
 from albireo.checkpoint import Checkpoint, CheckpointError, kv_bytes_per_block, read_checkpoint
+from albireo.checkpoint.shard import shard_model
 from albireo.checkpoint.weight_shapes import weight_bytes
-from albireo.config import Dtype, SchedulerConfig, SchedulingPolicy
+from albireo.config import CollectivesKind, Dtype, SamplingMode, SchedulerConfig, SchedulingPolicy
 from albireo.errors import StartupError
 from albireo.shm.segment import available_memory_bytes
 
@@ -38,6 +39,9 @@ class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
     run_ahead: int = 2
     kv_cache_bytes: int | None = None
     cpu_threads: int | None = None
+    tensor_parallel_size: int = 1
+    sampling_mode: SamplingMode = "local"
+    collectives: CollectivesKind = "shm"
 
 
 class EnginePlan(Struct, frozen=True):
@@ -47,9 +51,15 @@ class EnginePlan(Struct, frozen=True):
     tokenizer_path: str
     dtype: Dtype
     scheduler: SchedulerConfig
+    num_workers: int
+    """Ranks: the tensor-parallel degree."""
+    sampling_mode: SamplingMode
+    collectives: CollectivesKind
     kv_cache_bytes: int
+    """Of each rank."""
     load_format: Literal["safetensors", "dummy"]
     num_threads: int
+    """Of each rank."""
     seed: int
 
 
@@ -76,7 +86,9 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
     limit = checkpoint.model.context_length
     if args.max_model_len is not None and args.max_model_len > limit:
         raise StartupError(f"--max-model-len {args.max_model_len} exceeds the model's {limit} positions", exit_code=2)
-    block_bytes = kv_bytes_per_block(checkpoint.model, args.block_size, dtype)
+    num_threads = _threads_per_rank(args, num_cpus)
+    rank_block_bytes = _rank_block_bytes(args, checkpoint, dtype)
+    block_bytes = args.tensor_parallel_size * rank_block_bytes
     kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
     num_kv_blocks = kv_cache_bytes // block_bytes
     capacity = num_kv_blocks * args.block_size
@@ -99,11 +111,36 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
             policy=args.scheduling_policy,
             enable_prefix_caching=args.enable_prefix_caching,
         ),
-        kv_cache_bytes=kv_cache_bytes,
+        num_workers=args.tensor_parallel_size,
+        sampling_mode=args.sampling_mode,
+        collectives=args.collectives,
+        kv_cache_bytes=num_kv_blocks * rank_block_bytes,
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
-        num_threads=args.cpu_threads or num_cpus,
+        num_threads=num_threads,
         seed=args.seed,
     )
+
+
+def _threads_per_rank(args: EngineArgs, num_cpus: int) -> int:
+    """Every rank runs all the time, so each needs a thread of its own."""
+    size, num_threads = args.tensor_parallel_size, args.cpu_threads or num_cpus
+    if size > num_threads:
+        given = f"--cpu-threads {num_threads}" if args.cpu_threads else f"the {num_cpus} cores here"
+        raise StartupError(
+            f"--tensor-parallel-size {size} needs a thread for each rank, and {given} are fewer; "
+            f"--cpu-threads {size} lets ranks share cores (slow: for tests)",
+            exit_code=2,
+        )
+    return num_threads // size
+
+
+def _rank_block_bytes(args: EngineArgs, checkpoint: Checkpoint, dtype: Dtype) -> int:
+    """Bytes of a KV block on one rank; also the check that the model can be divided."""
+    try:
+        shard = shard_model(checkpoint.model, 0, args.tensor_parallel_size)
+    except CheckpointError as error:
+        raise StartupError(f"{error}: choose another --tensor-parallel-size", exit_code=2) from error
+    return kv_bytes_per_block(shard.local(checkpoint.model), args.block_size, dtype)
 
 
 def _choose_dtype(asked: str, stored: str) -> Dtype:

@@ -65,6 +65,35 @@ MAX_TEMPERATURE: Final = 2.0
 MIN_SAMPLED_TEMPERATURE: Final = 1e-5
 """Below this a temperature is greedy (as in vLLM): dividing logits by less overflows the device's fp32."""
 
+MAX_PENALTY: Final = 2.0
+"""OpenAI's bound on `presence_penalty` and `frequency_penalty`, on both sides of 0."""
+
+MAX_REPETITION_PENALTY: Final = 1e3
+"""`repetition_penalty` lies in (0, this]; useful values are 1 to 2, and far larger ones only overflow fp32."""
+
+MAX_LOGIT_BIAS: Final = 1024
+"""Most entries of `logit_bias` (OpenAI's own bound is 300): a fixed-width table on the device."""
+
+MAX_BIAS: Final = 100.0
+"""OpenAI's bound on one entry of `logit_bias`, on both sides of 0."""
+
+MAX_BAD_WORDS: Final = 128
+MAX_BAD_WORD_TOKENS: Final = 16
+MAX_BAD_WORDS_ENTRIES: Final = 1024
+"""Most `bad_words`, most tokens in one, and most table entries of all together (a word takes its tokens and one
+more): a fixed-width table on the device, compared with the newest tokens in every step."""
+
+MAX_LOGPROBS: Final = 20
+"""OpenAI's bound on `top_logprobs`: the token ring has this many columns."""
+
+MAX_PROMPT_SCORES: Final = 2**20
+"""Most log-probabilities of prompt tokens in one response, likely alternatives included: they are about 60 bytes of
+JSON each, and 8 MB of prompts would make gigabytes of them."""
+
+MAX_LOCAL_TOP_K: Final = 128
+"""Largest `top_k` that t ranks decide without moving logits: each sends so many candidates. Beyond it a row takes the
+sequence-parallel path."""
+
 MAX_TOP_K: Final = 2**31 - 1
 """`top_k` is a signed 32-bit number on the device; 0 or -1 turns it off, above the vocabulary it changes nothing."""
 

@@ -27,3 +27,5 @@ def configure(process_name: str, level: str) -> None:
             logging.Formatter(f"%(asctime)s.%(msecs)03d %(levelname)-7s {process_name}: %(message)s", "%H:%M:%S")
         )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # at debug its compiler writes a hundred thousand lines for a kernel
+    logging.getLogger("numba").setLevel(logging.WARNING)

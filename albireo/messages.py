@@ -39,7 +39,13 @@ class Finish(IntEnum):
     """The engine ended it; the row carries no token (-1)."""
 
 
-class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
+Penalty = Annotated[float, Meta(ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)]
+Bias = Annotated[float, Meta(ge=-limits.MAX_BIAS, le=limits.MAX_BIAS)]
+NumLogprobs = Annotated[int, Meta(ge=-1, le=limits.MAX_LOGPROBS)]
+BadWord = Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=limits.MAX_BAD_WORD_TOKENS)]
+
+
+class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a request's tokens are chosen. Validated by the frontend; bounds are repeated here for the decoder."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
@@ -54,6 +60,31 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True):
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=limits.MAX_STOP_TOKEN_IDS)] = ()
     """The client's stop ids, without the model's EOS ids."""
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Until so many output tokens are there, EOS and stop ids cannot be sampled."""
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    """Both count output tokens only, as OpenAI does."""
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=limits.MAX_REPETITION_PENALTY)] = 1.0
+    """Over prompt and output tokens."""
+    logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], Meta(max_length=limits.MAX_LOGIT_BIAS)] = ()
+    """(token id, what is added to its logit); ids do not repeat."""
+    bad_words: Annotated[tuple[BadWord, ...], Meta(max_length=limits.MAX_BAD_WORDS)] = ()
+    """Token sequences that must not appear in the output; their lengths plus one each add up to at most
+    `limits.MAX_BAD_WORDS_ENTRIES`."""
+    logprobs: NumLogprobs = -1
+    """-1: none; n: of each output token, and of the n most likely ones beside it."""
+    prompt_logprobs: NumLogprobs = -1
+    """The same for the prompt's tokens after the first."""
+
+
+class CollectiveKind(IntEnum):
+    """What ranks do together; `waiting_in` of a worker's heartbeat."""
+
+    NONE = 0
+    ALL_REDUCE = 1
+    ALL_GATHER = 2
+    ALL_TO_ALL = 3
 
 
 class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -82,7 +113,7 @@ class Admitted(Struct, frozen=True, array_like=True):
     num_cached_tokens: int
 
 
-class Tokens(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class Tokens(Struct, frozen=True, tag=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one confirmed step produced for one frontend: parallel arrays with one entry per row.
 
     A request's rows come in order, one token each; a row whose `finish` is not `Finish.NONE` is its request's last.
@@ -98,6 +129,11 @@ class Tokens(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """uint8[n_rows], values of `Finish`"""
     admitted: list[Admitted] = []
     """Requests whose first chunk was scheduled since the last message; sent before or with their first token."""
+    logprob_request_ids: bytes = b""
+    """uint64[n_logprobs]"""
+    logprobs: bytes = b""
+    """`shm.layout.LOGPROB`[n_logprobs]: of sampled tokens (one for each row of a request that asked, in order) and
+    of prompt tokens (`position` below the prompt's length); a prompt's come before its first output token."""
 
 
 class Rejected(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -29,6 +29,8 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     root_path: str
     access_log: bool
     shutdown_timeout_s: float
+    worker_timeout_s: float
+    max_logprobs: int
     chat_template: str | None
     """Path of a template file, or the template itself."""
     use_generation_config: bool
@@ -47,10 +49,12 @@ def serve(args: ServeArgs) -> int:
                 args, engine, names, template, run_dir, segments, socket_fd
             ),
             engine.scheduler,
+            engine.num_workers,
             args.host,
             args.port,
             display,
             args.shutdown_timeout_s,
+            args.worker_timeout_s,
         )
     finally:
         display.close()
@@ -80,24 +84,30 @@ def child_specs(
     segments: SegmentFds,
     socket_fd: int,
 ) -> list[ChildSpec]:
-    """The worker first: it takes longest to start."""
+    """The workers first: they take longest to start."""
     model = engine.checkpoint.model
-    worker = WorkerConfig(
-        name="worker-0",
-        run_dir=run_dir,
-        log_level=args.log_level,
-        scheduler=engine.scheduler,
-        segments=segments,
-        rank=0,
-        model=model,
-        model_path=engine.checkpoint.path,
-        device="cpu",
-        dtype=engine.dtype,
-        kv_cache_bytes=engine.kv_cache_bytes,
-        num_threads=engine.num_threads,
-        load_format=engine.load_format,
-        seed=engine.seed,
-    )
+    workers = [
+        WorkerConfig(
+            name=f"worker-{rank}",
+            run_dir=run_dir,
+            log_level=args.log_level,
+            scheduler=engine.scheduler,
+            segments=segments,
+            rank=rank,
+            num_workers=engine.num_workers,
+            sampling_mode=engine.sampling_mode,
+            collectives=engine.collectives,
+            model=model,
+            model_path=engine.checkpoint.path,
+            device="cpu",
+            dtype=engine.dtype,
+            kv_cache_bytes=engine.kv_cache_bytes,
+            num_threads=engine.num_threads,
+            load_format=engine.load_format,
+            seed=engine.seed,
+        )
+        for rank in range(engine.num_workers)
+    ]
     coordinator = CoordinatorConfig(
         name="coordinator-0",
         run_dir=run_dir,
@@ -106,7 +116,8 @@ def child_specs(
         segments=segments,
         eos_token_ids=model.eos_token_ids,
         vocab_size=model.vocab_size,
-        num_workers=1,
+        num_workers=engine.num_workers,
+        sampling_mode=engine.sampling_mode,
     )
     frontend = FrontendConfig(
         name="frontend-0",
@@ -123,12 +134,15 @@ def child_specs(
         api_keys=args.api_keys,
         root_path=args.root_path,
         access_log=args.access_log,
+        max_logprobs=args.max_logprobs,
         shutdown_timeout_s=args.shutdown_timeout_s,
         version=__version__,
     )
     engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
+    worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
+    environment = worker_environment(engine.num_threads)
     return [
-        ChildSpec("albireo.gpu_worker", worker, worker_environment(engine.num_threads), engine_fds),
+        *(ChildSpec("albireo.gpu_worker", worker, environment, worker_fds) for worker in workers),
         ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats)),
         ChildSpec("albireo.coordinator", coordinator, fds=engine_fds),
     ]

@@ -22,6 +22,7 @@ import zmq
 
 from albireo import config, sockets
 from albireo.config import ChildConfig, SegmentFds
+from albireo.engine_segments import create_segments
 from albireo.errors import StartupError
 from albireo.messages import (
     EngineReady,
@@ -35,15 +36,17 @@ from albireo.messages import (
     encode,
     supervisor_decoder,
 )
-from albireo.shm import segment, stats
-from albireo.shm.plan_ring import PlanRing
-from albireo.shm.token_ring import TokenRing
+from albireo.rank_watch import RankWatch
+from albireo.shm.segment import SegmentError
+from albireo.shm.stats import EngineStats
 from albireo.startup_display import StartupDisplay
 
 STOP_TIMEOUT_S = 3.0
 """How long a process with nothing left to finish may take to end by itself before it is killed."""
 LAST_WORDS_MS = 300
 """How long a dead child's last message may take to arrive."""
+WATCH_INTERVAL_MS = 250
+"""How often the ranks' heartbeats are looked at; they beat at least twice a second."""
 
 
 @dataclass(slots=True)
@@ -122,23 +125,6 @@ class SignalPipe:
         os.close(self._write_fd)
 
 
-def create_segments(scheduler: config.SchedulerConfig, num_workers: int) -> SegmentFds:
-    """All shared memory of one engine. Raises segment.SegmentError when there is too little memory."""
-    plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
-    fds = SegmentFds(
-        plan_ring=segment.create("plan-ring", plan_ring.geometry.size),
-        token_rings=tuple(
-            segment.create(f"token-ring-{rank}", token_ring.geometry.size) for rank in range(num_workers)
-        ),
-        stats=segment.create("stats", stats.stats_bytes(num_workers)),
-    )
-    plan_ring.initialise(fds.plan_ring)
-    for fd in fds.token_rings:
-        token_ring.initialise(fd)
-    stats.initialise(fds.stats, num_workers)
-    return fds
-
-
 def open_listener(host: str, port: int) -> socket.socket:
     """The HTTP socket. Raises StartupError when it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -157,7 +143,11 @@ def open_listener(host: str, port: int) -> socket.socket:
 class Supervisor:
     """Runs one engine from its specs to its exit code."""
 
-    def __init__(self, run_dir: str, signals: SignalPipe, display: StartupDisplay, shutdown_timeout_s: float) -> None:
+    def __init__(
+        self, run_dir: str, signals: SignalPipe, display: StartupDisplay, shutdown_timeout_s: float, ranks: RankWatch
+    ) -> None:
+        self._ranks = ranks
+        self._engine_is_broken = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = sockets.open_socket(self._context, zmq.ROUTER)
         self._control.bind(sockets.control_address(run_dir))
@@ -204,6 +194,16 @@ class Supervisor:
 
     # -- watch --------------------------------------------------------------------------------------------------
 
+    def watch(self) -> None:
+        """One turn of a running engine: events, or after a quarter of a second a look at the ranks' heartbeats.
+        Raises EngineStopped."""
+        self.poll(WATCH_INTERVAL_MS)
+        stuck = self._ranks.check(time.monotonic_ns())
+        if stuck is not None:
+            self._engine_is_broken = True
+            self._display.error(f"{stuck}; stopping everything")
+            raise EngineStopped(1)
+
     def poll(self, timeout_ms: int | None = None) -> None:
         """Waits for one round of events and handles them. Raises EngineStopped on a signal or a child's end."""
         events = dict(self._poller.poll(timeout_ms))
@@ -243,6 +243,8 @@ class Supervisor:
             self._display.error(f"{child.name}: {child.fatal.message}")
             return child.fatal.exit_code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        if isinstance(child.config, config.WorkerConfig):
+            how += self._ranks.last_seen(child.config.rank)
         self._display.error(f"{child.name} (pid {child.process.pid}) {how}; stopping everything")
         return 1
 
@@ -256,7 +258,9 @@ class Supervisor:
         engine. A signal cuts the wait short. Nothing is left when it returns."""
         frontends = [child for child in self._children.values() if child.name.startswith("frontend")]
         engine = [child for child in self._children.values() if child not in frontends]
-        ended = self._end(frontends, Stop(drain=True), self._shutdown_timeout_s, needed=engine)
+        ended = None
+        if not self._engine_is_broken:
+            ended = self._end(frontends, Stop(drain=True), self._shutdown_timeout_s, needed=engine)
         if ended is None:
             ended = self._end(frontends, Stop(drain=False), STOP_TIMEOUT_S)
         if ended:
@@ -298,12 +302,14 @@ class Supervisor:
 def run_engine(
     make_specs: Callable[[str, SegmentFds, int], list[ChildSpec]],
     scheduler: config.SchedulerConfig,
+    num_workers: int,
     host: str,
     port: int,
     display: StartupDisplay,
     shutdown_timeout_s: float,
+    worker_timeout_s: float,
 ) -> int:
-    """Starts an engine, serves until a signal or a death, stops it; returns the exit code.
+    """Starts an engine of `num_workers` ranks, serves until a signal or a death, stops it; returns the exit code.
 
     `make_specs` gets the run directory, the segments and the listening socket's descriptor. Raises StartupError.
     """
@@ -312,15 +318,17 @@ def run_engine(
         listener = stack.enter_context(open_listener(host, port))
         run_dir = stack.enter_context(RunDirectory())
         try:
-            segments = create_segments(scheduler, num_workers=1)
-        except segment.SegmentError as error:
+            segments = create_segments(scheduler, num_workers)
+        except SegmentError as error:
             raise StartupError(str(error)) from error
-        supervisor = Supervisor(run_dir, signals, display, shutdown_timeout_s)
+        ranks = RankWatch(EngineStats(segments.stats).workers, int(worker_timeout_s * 1e9))
+        supervisor = Supervisor(run_dir, signals, display, shutdown_timeout_s, ranks)
         stack.callback(supervisor.stop)
         try:
             worker = supervisor.start(make_specs(run_dir, segments, listener.fileno()))
-            display.ready(worker.device, worker.num_kv_blocks * scheduler.block_size, listener.getsockname())
+            device = worker.device if num_workers == 1 else f"{num_workers} x {worker.device}"
+            display.ready(device, worker.num_kv_blocks * scheduler.block_size, listener.getsockname())
             while True:
-                supervisor.poll()
+                supervisor.watch()
         except EngineStopped as stopped:
             return stopped.exit_code

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import zmq
 
 from albireo import sockets
@@ -28,6 +29,7 @@ from albireo.messages import (
     encode,
     supervisor_decoder,
 )
+from albireo.shm.layout import LOGPROB
 
 Row = tuple[int, Finish]
 Reply = Callable[[Submit], Iterable[Row] | Rejected]
@@ -55,12 +57,46 @@ def endless_reply(token_ids: Iterable[int]) -> Reply:
     return lambda submit: zip(itertools.cycle(tokens), itertools.repeat(Finish.NONE), strict=False)
 
 
+def logprob_records(positions: Iterable[int], tokens: Iterable[int], num_top: int) -> npt.NDArray[Any]:
+    """What the fake model gives each token: LOGPROB[n].
+
+    The token at position p has rank 1 + p % 3. The token of rank r has the log-probability -r / 4 and, where it is not
+    the one in question, the id 300 + r."""
+    records = np.zeros(len(pairs := list(zip(positions, tokens, strict=True))), LOGPROB)
+    for record, (position, token) in zip(records, pairs, strict=True):
+        rank = 1 + position % 3
+        record["position"], record["token"], record["rank"] = position, token, rank
+        record["logprob"] = -rank / 4
+        record["num_top"] = num_top
+        record["top_ids"][:num_top] = [token if r == rank else 300 + r for r in range(1, num_top + 1)]
+        record["top_logprobs"][:num_top] = [-r / 4 for r in range(1, num_top + 1)]
+    return records
+
+
 @dataclass
 class _Sequence:
     identity: bytes
     submit: Submit
     rows: Iterator[Row]
+    prompt_parts: list[range]
+    """Positions of the prompt that are scored in the steps before its first token, and with it."""
     num_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt = np.frombuffer(self.submit.prompt_token_ids, "<i4").tolist()
+        self.sampling = self.submit.sampling
+
+    def score_prompt(self) -> npt.NDArray[Any]:
+        """The next part, if the prompt's log-probabilities are wanted."""
+        positions = self.prompt_parts.pop(0) if self.sampling.prompt_logprobs >= 0 else range(0)
+        tokens = [self.prompt[position] for position in positions]
+        return logprob_records(positions, tokens, self.sampling.prompt_logprobs)
+
+    def score(self, token: int) -> npt.NDArray[Any]:
+        """The record of the newest token, if it is wanted."""
+        position = len(self.prompt) + self.num_tokens - 1
+        n = self.sampling.logprobs
+        return logprob_records([position], [token], n) if n >= 0 and token >= 0 else np.empty(0, LOGPROB)
 
 
 @dataclass
@@ -73,6 +109,8 @@ class FakeCoordinator:
     step_s: float = 0.0
     """Pause between two steps."""
     num_cached_tokens: int = 0
+    prompt_parts: Callable[[int], list[range]] = lambda length: [range(1, length)]
+    """A prompt's positions that are scored in one step each, by its length; the last come with the first token."""
     submits: list[Submit] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     live: dict[tuple[bytes, int], _Sequence] = field(default_factory=dict)
@@ -123,33 +161,55 @@ class FakeCoordinator:
             answer = Rejected(message.request_id, rows.field, rows.message)
             self._socket.send_multipart([identity, encode(answer)])
         else:
-            self.live[identity, message.request_id] = _Sequence(identity, message, iter(rows))
+            parts = self.prompt_parts(len(message.prompt_token_ids) // 4)
+            self.live[identity, message.request_id] = _Sequence(identity, message, iter(rows), parts)
 
     def _make_step(self) -> None:
         self._step += 1
-        rows: dict[bytes, list[tuple[int, int, int]]] = {}
-        admitted: dict[bytes, list[Admitted]] = {}
+        outputs: dict[bytes, _StepOutput] = {}
         for key, sequence in list(self.live.items()):
-            token, finish = next(sequence.rows)
+            output = outputs.setdefault(sequence.identity, _StepOutput())
+            request_id = sequence.submit.request_id
             if sequence.num_tokens == 0:
-                first = Admitted(sequence.submit.request_id, self.num_cached_tokens)
-                admitted.setdefault(sequence.identity, []).append(first)
+                output.score(request_id, sequence.score_prompt())
+                if sequence.sampling.prompt_logprobs >= 0 and sequence.prompt_parts:
+                    continue
+                output.admitted.append(Admitted(request_id, self.num_cached_tokens))
+            token, finish = next(sequence.rows)
             sequence.num_tokens += 1
-            if finish == Finish.NONE and sequence.num_tokens == sequence.submit.sampling.max_tokens:
+            output.score(request_id, sequence.score(token))
+            if finish == Finish.NONE and sequence.num_tokens == sequence.sampling.max_tokens:
                 finish = Finish.LENGTH
             if finish != Finish.NONE:
                 del self.live[key]
-            rows.setdefault(sequence.identity, []).append((sequence.submit.request_id, token, finish))
-        for identity, mine in rows.items():
-            request_ids, token_ids, finishes = zip(*mine, strict=True)
-            message = Tokens(
-                step=self._step,
-                request_ids=np.array(request_ids, "<u8").tobytes(),
-                token_ids=np.array(token_ids, "<i4").tobytes(),
-                finish=np.array(finishes, "u1").tobytes(),
-                admitted=admitted.get(identity, []),
-            )
-            self._socket.send_multipart([identity, encode(message)])
+            output.rows.append((request_id, token, finish))
+        for identity, output in outputs.items():
+            self._socket.send_multipart([identity, encode(output.message(self._step))])
+
+
+@dataclass
+class _StepOutput:
+    """What one step has for one frontend."""
+
+    rows: list[tuple[int, int, int]] = field(default_factory=list)
+    admitted: list[Admitted] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+    records: bytes = b""
+
+    def score(self, request_id: int, records: npt.NDArray[Any]) -> None:
+        self.scored += [request_id] * len(records)
+        self.records += records.tobytes()
+
+    def message(self, step: int) -> Tokens:
+        return Tokens(
+            step=step,
+            request_ids=np.array([row[0] for row in self.rows], "<u8").tobytes(),
+            token_ids=np.array([row[1] for row in self.rows], "<i4").tobytes(),
+            finish=np.array([row[2] for row in self.rows], "u1").tobytes(),
+            admitted=self.admitted,
+            logprob_request_ids=np.array(self.scored, "<u8").tobytes(),
+            logprobs=self.records,
+        )
 
 
 class FakeSupervisor:

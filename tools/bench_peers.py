@@ -105,15 +105,17 @@ def awake(server: PeerServer, idle: str) -> Iterator[None]:
 
 
 def compare(args: argparse.Namespace, servers: Sequence[PeerServer]) -> list[Turn]:
-    """All turns but those of the warm-up rounds, which are run and dropped."""
+    """All turns but those of the warm-up rounds, which are run and dropped. Samplings alternate too, so that one can be
+    compared with another."""
     turns = []
+    samplings = args.samplings.split(",")
     for workload in args.workloads.split(","):
-        for sampling in args.samplings.split(","):
-            for number in range(-args.warmup_rounds, args.rounds):
-                # Whoever began the last round ends this one: a steady drift then favours nobody.
-                order = servers if number % 2 == 0 else list(reversed(servers))
-                taken = [take_turn(args, server, workload, sampling, number) for server in order]
-                turns += taken if number >= 0 else []
+        for number in range(-args.warmup_rounds, args.rounds):
+            # Whoever began the last round ends this one: a steady drift then favours nobody.
+            order = [(sampling, server) for sampling in samplings for server in servers]
+            for sampling, server in order if number % 2 == 0 else reversed(order):
+                taken = take_turn(args, server, workload, sampling, number)
+                turns += [taken] if number >= 0 else []
     return turns
 
 

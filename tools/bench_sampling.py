@@ -19,11 +19,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import torch
 
 from albireo.gpu_worker.sampling.cpu import CpuSampler
-from albireo.gpu_worker.sampling.params import SamplingTable
+from albireo.gpu_worker.sampling.table import SamplingTable
 
 MODES = {
     "greedy": (0.0, 1.0, 0),
@@ -80,13 +79,9 @@ def bench(logits: torch.Tensor, mode: str, seconds: float) -> tuple[float, float
     """Seconds of our sampler and of torch's on one batch."""
     batch, vocab = logits.shape
     temperature, top_p, top_k = MODES[mode]
-    table = SamplingTable(
-        temperature=torch.full((batch,), temperature),
-        top_p=torch.full((batch,), top_p),
-        min_p=torch.zeros(batch),
-        top_k=torch.full((batch,), top_k, dtype=torch.int32),
-        seed=torch.arange(batch),
-    )
+    table = SamplingTable(batch, max_model_len=1)
+    table.temperature[:], table.top_p[:], table.top_k[:] = temperature, top_p, top_k
+    table.seed[:] = range(batch)
     slots, out = torch.arange(batch, dtype=torch.int32), torch.empty(batch, dtype=torch.int32)
     positions = torch.zeros(batch, dtype=torch.int64)
     sampler = CpuSampler(vocab)
@@ -108,7 +103,7 @@ def cpu_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=numba.get_num_threads())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--vocab", type=int, nargs="+", default=[8192, 151936])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
@@ -116,10 +111,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="interleaved time per line")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    numba.set_num_threads(args.threads)
 
     print(f"`python {shlex.join(sys.argv)}`  ")
-    print(f"{cpu_model()}, {args.threads} used; torch {torch.__version__}, numba {numba.__version__}; ", end="")
+    print(f"{cpu_model()}, {args.threads} used; torch {torch.__version__}; ", end="")
     print(f"load average {os.getloadavg()[0]:.1f}\n")
     print("| vocab | batch | logits | rows | mode | ours, ns/token | torch, ns/token | ours, ms | torch, ms | ratio |")
     print("|--:|--:|---|---|---|--:|--:|--:|--:|--:|")

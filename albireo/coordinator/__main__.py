@@ -1,13 +1,14 @@
 """The coordinator process: `python -m albireo.coordinator`, started by the supervisor."""
 
 import os
+import sys
 import time
 
 import zmq
 
 from albireo import child, sockets
 from albireo.config import CoordinatorConfig
-from albireo.coordinator.coordinator import Coordinator
+from albireo.coordinator.coordinator import Coordinator, RanksDifferError
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import EngineReady, Progress, Ready, Stop
@@ -46,7 +47,14 @@ def run(config: CoordinatorConfig) -> None:
         return
     coordinator = Coordinator(
         config,
-        Scheduler(config.scheduler, num_blocks, config.eos_token_ids, hash_key=os.urandom(32)),
+        Scheduler(
+            config.scheduler,
+            num_blocks,
+            config.eos_token_ids,
+            hash_key=os.urandom(32),
+            num_workers=config.num_workers,
+            sampling_mode=config.sampling_mode,
+        ),
         PlanRing(config.scheduler, config.num_workers).writer(config.segments.plan_ring),
         [TokenRing(config.scheduler).reader(fd) for fd in config.segments.token_rings],
         frontends,
@@ -60,7 +68,12 @@ def run(config: CoordinatorConfig) -> None:
         poller.register(socket, zmq.POLLIN)
     while not isinstance(control.poll(), Stop):
         sockets.drain(token_bell)
-        coordinator.step()
+        try:
+            coordinator.step()
+        except RanksDifferError as error:
+            control.fatal(str(error))
+            context.destroy(linger=1000)
+            sys.exit(1)
         poller.poll(RECHECK_MS if coordinator.is_busy else IDLE_MS)
 
 

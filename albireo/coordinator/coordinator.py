@@ -17,18 +17,23 @@ from albireo import sockets
 from albireo.config import CoordinatorConfig
 from albireo.coordinator.outputs import token_messages
 from albireo.coordinator.request import Request
+from albireo.coordinator.results import ConfirmedRows
 from albireo.coordinator.run_ahead import RunAhead
-from albireo.coordinator.scheduler import ConfirmedRows, Scheduler
+from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
-from albireo.limits import MAX_STOP_TOKEN_IDS
+from albireo.limits import MAX_BAD_WORDS_ENTRIES, MAX_STOP_TOKEN_IDS
 from albireo.messages import Abort, Rejected, Submit, ToCoordinator, ToFrontend, coordinator_decoder, encode
 from albireo.shm.plan_ring import PlanWriter
-from albireo.shm.token_ring import TokenReader
+from albireo.shm.token_ring import TokenReader, TokenSlot
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGES_PER_STEP = 256
 """Messages taken between two plans: a flood of requests delays planning by a bounded time."""
+
+
+class RanksDifferError(Exception):
+    """Two ranks computed different tokens from the same plan: nothing that they say from now on can be trusted."""
 
 
 class Coordinator:
@@ -61,6 +66,8 @@ class Coordinator:
         """By (frontend, request id): everything that has not had its terminal event."""
         self._num_arrived = 0
         self._num_confirmed = 0
+        self._arrived: list[TokenSlot | None] = [None] * len(tokens)
+        """By rank: results of the next step that are here already."""
         self._outbox: list[tuple[int, ToFrontend]] = []
 
     @property
@@ -131,6 +138,8 @@ class Coordinator:
         num_eos = 0 if sampling.ignore_eos else len(self._config.eos_token_ids)
         if num_eos + len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             return "stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS - num_eos} ids are possible"
+        if sum(len(word) + 1 for word in sampling.bad_words) > MAX_BAD_WORDS_ENTRIES:
+            return "bad_words", f"their tokens, and one more for each word, may be {MAX_BAD_WORDS_ENTRIES} in all"
         return None
 
     def _request(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> Request:
@@ -149,15 +158,35 @@ class Coordinator:
     # -- confirm, plan, answer ----------------------------------------------------------------------------------
 
     def _confirm(self) -> None:
-        ring = self._tokens[0]
-        while (slot := ring.poll()) is not None:
+        while self._step_has_arrived():
+            slot = self._merge_ranks()
             header = slot.header[0]
             rows: npt.NDArray[Any] = slot.rows[: int(header["num_rows"])].copy()
+            logprobs: npt.NDArray[Any] = slot.logprobs[: int(header["num_logprobs"])].copy()
             self._run_ahead.observe(int(header["begin_ns"]), int(header["end_ns"]))
             self._telemetry.observe_step(int(header["begin_ns"]), int(header["end_ns"]), self._scheduler.num_in_flight)
-            ring.consume()
+            for ring in self._tokens:
+                ring.consume()
+            self._arrived = [None] * len(self._tokens)
             self._num_confirmed += 1
-            self._deliver(self._scheduler.confirm(rows))
+            self._deliver(self._scheduler.confirm(rows, logprobs))
+
+    def _step_has_arrived(self) -> bool:
+        """Whether every rank has published the next step's results."""
+        for rank, ring in enumerate(self._tokens):
+            if self._arrived[rank] is None:
+                self._arrived[rank] = ring.poll()
+        return None not in self._arrived
+
+    def _merge_ranks(self) -> TokenSlot:
+        """The step's results, which every rank has in full: they must be the same. Raises RanksDifferError."""
+        first, *others = [slot for slot in self._arrived if slot is not None]
+        num_rows = int(first.header["num_rows"][0])
+        for rank, other in enumerate(others, 1):
+            if not np.array_equal(first.rows[:num_rows], other.rows[: int(other.header["num_rows"][0])]):
+                step = self._num_confirmed + 1
+                raise RanksDifferError(f"worker-0 and worker-{rank} sampled different tokens in step {step}")
+        return first
 
     def _deliver(self, rows: ConfirmedRows) -> None:
         admitted, self._scheduler.admitted = self._scheduler.admitted, {}

@@ -3,6 +3,7 @@
 import heapq
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,10 @@ import numpy.typing as npt
 from albireo.messages import SamplingParams
 
 Tokens = npt.NDArray[np.int32]
+
+
+NO_SCORES: Final = 2**31 - 1
+"""A position beyond every sequence."""
 
 
 class State(Enum):
@@ -44,6 +49,19 @@ class Request:
     hashes: list[bytes] = field(default_factory=list)
     """Of the full blocks of `tokens`; filled at admission."""
     num_admissions: int = 0
+    num_prompt_tokens: int = field(init=False)
+    num_scored: int = 0
+    """Prompt logprobs delivered: of the tokens at positions 1 to this."""
+    score_from: int = NO_SCORES
+    """Since its last admission: first position whose prompt logprob is wanted."""
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = self.tokens.size
+
+    @property
+    def wants_scores(self) -> bool:
+        """Some prompt logprobs are still to come."""
+        return self.sampling.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens - 1
 
 
 class WaitingQueue:

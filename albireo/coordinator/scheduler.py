@@ -11,54 +11,23 @@ safe (design.md, Run-ahead):
 - A freed block may be given to a later plan at once: the device runs plans in order.
 """
 
-from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from albireo.config import SchedulerConfig
+from albireo.config import SamplingMode, SchedulerConfig
+from albireo.coordinator.admission import extras_bound, write_admission
 from albireo.coordinator.block_pool import BlockPool, Blocks
 from albireo.coordinator.prefix_cache import BlockHasher
-from albireo.coordinator.request import Request, State, WaitingQueue
+from albireo.coordinator.request import NO_SCORES, Request, State, WaitingQueue
+from albireo.coordinator.results import NO_LOGPROBS, ConfirmedRows, Results, SchedulerCounters
 from albireo.coordinator.slot_table import SlotTable
-from albireo.messages import Admitted, Finish
-from albireo.shm.plan_ring import PlanSlot, max_appends
+from albireo.limits import MAX_LOCAL_TOP_K
+from albireo.messages import Admitted
+from albireo.shm.plan_ring import PlanSlot, max_appends, max_extras
 
 Slots = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """What is remembered of a step in flight: its sampling rows, decodes first."""
-
-    slots: Slots
-    generations: npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfirmedRows:
-    """Parallel arrays [n_rows]: tokens to deliver, each to request_ids[i] of frontends[i]."""
-
-    frontends: npt.NDArray[np.int32]
-    request_ids: npt.NDArray[np.uint64]
-    tokens: npt.NDArray[np.int32]
-    finish: npt.NDArray[np.uint8]
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Totals since start, in tokens unless named otherwise."""
-
-    num_preemptions: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    finished_stop: int = 0
-    finished_length: int = 0
-    finished_abort: int = 0
 
 
 class Scheduler:
@@ -66,7 +35,13 @@ class Scheduler:
     own, so that tests can drive it step by step."""
 
     def __init__(
-        self, config: SchedulerConfig, num_blocks: int, eos_token_ids: tuple[int, ...], hash_key: bytes
+        self,
+        config: SchedulerConfig,
+        num_blocks: int,
+        eos_token_ids: tuple[int, ...],
+        hash_key: bytes,
+        num_workers: int = 1,
+        sampling_mode: SamplingMode = "local",
     ) -> None:
         self.config = config
         self.pool = BlockPool(num_blocks)
@@ -77,25 +52,26 @@ class Scheduler:
         """First admissions by frontend, since the caller last took them."""
         self._hasher = BlockHasher(hash_key, config.block_size)
         self._eos_token_ids = eos_token_ids
+        self._num_workers = num_workers
+        self._sampling_mode = sampling_mode
         self._watermark = max(1, num_blocks // 100)
         """Blocks kept free at admissions while others run: their next blocks should not preempt the newcomer."""
         self._rows = np.empty(0, np.int32)
         """Slots of the decode rows, in batch order, as of the last plan."""
         self._rows_changed = False
         self._prefilling: list[Request] = []
-        self._in_flight: deque[PlannedStep] = deque()
-        self._preempted_in_flight: dict[tuple[int, int], Request] = {}
+        self._results = Results(self.slots, self.waiting, self.counters, self._leave)
 
     # -- requests in and out ------------------------------------------------------------------------------------
 
     @property
     def num_in_flight(self) -> int:
         """Planned steps that are not confirmed."""
-        return len(self._in_flight)
+        return len(self._results)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.slots.num_running or len(self.waiting) or self._in_flight)
+        return bool(self.slots.num_running or len(self.waiting) or len(self._results))
 
     def capacity_error(self, request: Request) -> str | None:
         """Why this request could never run, or None."""
@@ -112,7 +88,7 @@ class Scheduler:
         """Ends a request; its blocks are free for the next plan, its results in flight are dropped."""
         if request.state is State.WAITING:
             self.waiting.drop(request)
-            self._forget_in_flight(request)
+            self._results.forget(request)
         elif request.state is State.RUNNING:
             self._leave(request)
             request.state = State.FINISHED
@@ -128,7 +104,8 @@ class Scheduler:
         if not self._make_room_for_rows():
             return False
         header = plan.header
-        header["num_admissions"] = header["num_appends"] = header["num_chunks"] = header["num_chunk_tokens"] = 0
+        for count in ("num_admissions", "num_appends", "num_chunks", "num_chunk_tokens", "num_extras"):
+            header[count] = 0
         rows = self._rows
         header["num_rows"] = rows.size
         header["rows_changed"] = self._rows_changed
@@ -141,10 +118,21 @@ class Scheduler:
             return False
         self._rows_changed = False
         slots = np.concatenate([rows, np.array(samplers, np.int32)]) if samplers else rows
-        self._in_flight.append(PlannedStep(slots, self.slots.generation[slots]))
+        header["sampling_slice"] = self._sampling_slice(slots)
+        self._results.expect(slots)
         self.slots.num_computed_tokens[rows] += 1
         self._next_rows(slots)
         return True
+
+    def _sampling_slice(self, sampled: Slots) -> int:
+        """Rows per rank on the sequence-parallel path; only what is planned counts, not what is still alive."""
+        if self._num_workers == 1 or self._sampling_mode == "gathered":
+            return 0
+        if self._sampling_mode == "sequence-parallel":
+            num_rows = sampled.size
+        else:
+            num_rows = int(np.count_nonzero(self.slots.top_k[sampled] > MAX_LOCAL_TOP_K))
+        return -(-num_rows // self._num_workers)
 
     def _next_rows(self, sampled: Slots) -> None:
         """The rows that go on: those that sampled, less those whose last token is now planned."""
@@ -206,7 +194,8 @@ class Scheduler:
         header, end = plan.header, start + num_tokens
         count, filled = int(header["num_chunks"][0]), int(header["num_chunk_tokens"][0])
         plan.chunk_tokens[filled : filled + num_tokens] = request.tokens[start:end]
-        plan.chunks[count] = (slot, start, num_tokens, end == request.tokens.size)
+        next_token = request.tokens[end] if end < request.num_prompt_tokens else -1
+        plan.chunks[count] = (slot, start, num_tokens, end == request.tokens.size, request.score_from, next_token)
         header["num_chunks"], header["num_chunk_tokens"] = count + 1, filled + num_tokens
         self.slots.num_computed_tokens[slot] = end
         self._register(request, start // self.config.block_size, end // self.config.block_size)
@@ -228,6 +217,8 @@ class Scheduler:
             return False
         if int(plan.header["num_appends"][0]) + len(cached) + num_new > max_appends(self.config):
             return False
+        if int(plan.header["num_extras"][0]) + extras_bound(request) > max_extras(self.config):
+            return False
         self._start(plan, self.waiting.pop(), cached, num_new)
         return True
 
@@ -237,6 +228,8 @@ class Scheduler:
             return []
         if not request.hashes:
             request.hashes = self._hasher.extend(self._hasher.root(request.cache_salt), request.tokens)
+        if request.wants_scores:  # a token that is not computed has no logits
+            return []
         return self.pool.lookup(request.hashes[: (request.tokens.size - 1) // self.config.block_size])
 
     def _start(self, plan: PlanSlot, request: Request, cached: list[int], num_new: int) -> None:
@@ -245,7 +238,8 @@ class Scheduler:
         num_cached_tokens = len(cached) * self.config.block_size
         slot = self.slots.take(request, blocks, num_cached_tokens)
         self._append(plan, slot, np.arange(blocks.size, dtype=np.int32), blocks)
-        self._write_admission(plan, request)
+        write_admission(plan, request, int(self.slots.generation[slot]), self._eos_token_ids)
+        request.score_from = request.num_scored + 1 if request.wants_scores else NO_SCORES
         request.state = State.RUNNING
         request.num_admissions += 1
         self._prefilling.append(request)
@@ -254,19 +248,6 @@ class Scheduler:
             self.counters.prompt_tokens += request.tokens.size
             self.counters.prefix_cache_queries += request.tokens.size
             self.counters.prefix_cache_hits += num_cached_tokens
-
-    def _write_admission(self, plan: PlanSlot, request: Request) -> None:
-        sampling = request.sampling
-        eos = () if sampling.ignore_eos else self._eos_token_ids
-        stop_ids = eos + sampling.stop_token_ids
-        index = int(plan.header["num_admissions"][0])
-        entry = plan.admissions[index : index + 1]
-        entry["slot"], entry["generation"] = request.slot, self.slots.generation[request.slot]
-        entry["seed"], entry["temperature"] = sampling.seed, sampling.temperature
-        entry["top_p"], entry["min_p"], entry["top_k"] = sampling.top_p, sampling.min_p, sampling.top_k
-        entry["num_eos_ids"], entry["num_stop_ids"] = len(eos), len(sampling.stop_token_ids)
-        entry["stop_ids"][0, : len(stop_ids)] = stop_ids
-        plan.header["num_admissions"] = index + 1
 
     def _register(self, request: Request, first: int, end: int) -> None:
         """Makes blocks [first, end) of a request findable by their content."""
@@ -308,7 +289,7 @@ class Scheduler:
         request.tokens = self.slots.token_ids[slot, :num_tokens].copy()
         request.num_in_flight = max(0, int(self.slots.num_computed_tokens[slot]) + 1 - num_tokens)
         if request.num_in_flight:
-            self._preempted_in_flight[slot, int(self.slots.generation[slot])] = request
+            self._results.expect_late(request)
         self._leave(request)
         request.hashes = []
         self.waiting.push(request)
@@ -316,80 +297,6 @@ class Scheduler:
 
     # -- results ------------------------------------------------------------------------------------------------
 
-    def confirm(self, rows: npt.NDArray[Any]) -> ConfirmedRows:
-        """Takes the oldest step's results (TOKEN_ROW[n_rows], in the plan's order)."""
-        step = self._in_flight.popleft()
-        slots = step.slots
-        assert np.array_equal(rows["slot"], slots), "a worker's rows are not those of the plan"
-        assert np.array_equal(rows["generation"], step.generations), "a worker's rows are of other requests"
-        is_current = self.slots.generation[slots] == step.generations
-        live = is_current & (rows["token"] >= 0)
-        output = self._confirm_current(slots[live], rows["token"][live], rows["finish"][live])
-        if self._preempted_in_flight and not is_current.all():
-            stale = np.flatnonzero(~is_current)
-            return self._confirm_preempted(output, rows[stale], step.generations[stale])
-        return output
-
-    def _confirm_current(
-        self, slots: Slots, tokens: npt.NDArray[np.int32], device_finish: npt.NDArray[np.int32]
-    ) -> ConfirmedRows:
-        table = self.slots
-        num_tokens = table.num_tokens[slots]
-        table.token_ids[slots, num_tokens] = tokens
-        table.num_tokens[slots] = num_tokens + 1
-        at_limit = num_tokens + 1 >= table.max_total_tokens[slots]
-        finish = np.where((device_finish == Finish.NONE) & at_limit, int(Finish.LENGTH), device_finish).astype(np.uint8)
-        output = ConfirmedRows(table.frontend[slots], table.request_id[slots], tokens, finish)
-        self.counters.generation_tokens += slots.size
-        for index in np.flatnonzero(finish).tolist():
-            request = table.requests[slots[index]]
-            assert request is not None, "a current row has no request"
-            self._leave(request)
-            self._count_finish(request, int(finish[index]))
-        return output
-
-    def _confirm_preempted(
-        self, output: ConfirmedRows, rows: npt.NDArray[Any], generations: npt.NDArray[np.uint32]
-    ) -> ConfirmedRows:
-        """Adds the rows of requests that were preempted with this step in flight; other old rows are dropped."""
-        frontends, request_ids, tokens, finishes = [], [], [], []
-        for row, generation in zip(rows, generations.tolist(), strict=True):
-            request = self._preempted_in_flight.get((int(row["slot"]), generation))
-            if request is None:
-                continue
-            finish = self._deliver_late(request, int(row["token"]), int(row["finish"]))
-            frontends.append(request.frontend)
-            request_ids.append(request.request_id)
-            tokens.append(int(row["token"]))
-            finishes.append(finish)
-        return ConfirmedRows(
-            np.append(output.frontends, np.array(frontends, np.int32)),
-            np.append(output.request_ids, np.array(request_ids, np.uint64)),
-            np.append(output.tokens, np.array(tokens, np.int32)),
-            np.append(output.finish, np.array(finishes, np.uint8)),
-        )
-
-    def _deliver_late(self, request: Request, token: int, finish: int) -> int:
-        """One token of a preempted request; returns its Finish."""
-        request.num_in_flight -= 1
-        request.tokens = np.append(request.tokens, np.int32(token))
-        self.counters.generation_tokens += 1
-        if not finish and request.tokens.size >= request.max_total_tokens:
-            finish = int(Finish.LENGTH)
-        if finish:
-            self.waiting.drop(request)
-            self._count_finish(request, finish)
-        if finish or not request.num_in_flight:
-            self._forget_in_flight(request)
-        return finish
-
-    def _forget_in_flight(self, request: Request) -> None:
-        in_flight = self._preempted_in_flight
-        self._preempted_in_flight = {key: other for key, other in in_flight.items() if other is not request}
-
-    def _count_finish(self, request: Request, finish: int) -> None:
-        request.state = State.FINISHED
-        if finish == Finish.LENGTH:
-            self.counters.finished_length += 1
-        else:
-            self.counters.finished_stop += 1
+    def confirm(self, rows: npt.NDArray[Any], logprobs: npt.NDArray[Any] = NO_LOGPROBS.records) -> ConfirmedRows:
+        """Takes the oldest step's results: TOKEN_ROW[n_rows] in the plan's order, LOGPROB[n]."""
+        return self._results.confirm(rows, logprobs)

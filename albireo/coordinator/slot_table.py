@@ -21,6 +21,7 @@ class SlotTable:
         """Tokens whose KV is written by the steps planned so far."""
         self.num_blocks = np.zeros(n, np.int32)
         self.max_total_tokens = np.zeros(n, np.int32)
+        self.top_k = np.zeros(n, np.int32)
         self.frontend = np.zeros(n, np.int32)
         self.request_id = np.zeros(n, np.uint64)
         self.block_table = np.zeros((n, config.max_blocks_per_seq), np.int32)
@@ -45,6 +46,7 @@ class SlotTable:
         self.num_tokens[slot] = n
         self.num_computed_tokens[slot] = num_cached_tokens
         self.max_total_tokens[slot] = request.max_total_tokens
+        self.top_k[slot] = request.sampling.top_k
         self.frontend[slot] = request.frontend
         self.request_id[slot] = request.request_id
         self.token_ids[slot, :n] = request.tokens

@@ -31,13 +31,14 @@ class ChatCompletions:
         service.check_request(request)
         prompt = await self._encode(request)
         check_prompt_length(len(prompt), service.bounds, "messages")
+        bad_words = await service.bad_words(request)
         await respond(
             scope,
             receive,
             send,
             service.engine,
-            lambda output: service.submit(request, [prompt], None, output),
-            ChatFormat(request, service.model_name, [prompt]),
+            lambda output: service.submit(request, [prompt], None, bad_words, output),
+            ChatFormat(request, service.model_name, [prompt], service.text.detokenizer),
             streams=bool(request.stream),
         )
 

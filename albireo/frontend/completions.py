@@ -28,13 +28,14 @@ class Completions:
         request = decode_request(await read_json_body(scope, receive), self._decoder)
         service.check_request(request)
         prompts = await self._encode(split_prompts(request.prompt))
+        bad_words = await service.bad_words(request)
         await respond(
             scope,
             receive,
             send,
             service.engine,
-            lambda output: service.submit(request, prompts, COMPLETION_MAX_TOKENS, output),
-            CompletionFormat(request, service.model_name, prompts),
+            lambda output: service.submit(request, prompts, COMPLETION_MAX_TOKENS, bad_words, output),
+            CompletionFormat(request, service.model_name, prompts, service.text.detokenizer),
             streams=bool(request.stream),
         )
 

@@ -134,6 +134,10 @@ class DetokenizerFactory:
     def __call__(self, skip_special_tokens: bool) -> Detokenizer:
         return self._type(self._visible if skip_special_tokens else self._all)
 
+    def piece(self, token_id: int) -> str | bytes:
+        """One token by itself, special or not: its text, or its bytes where these are no text yet."""
+        return self._all[token_id]
+
 
 def _kind(backend: tokenizers.Tokenizer) -> str:
     """`ByteLevel` or `SentencePiece`, from the decoder in tokenizer.json."""

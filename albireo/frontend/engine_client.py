@@ -13,6 +13,7 @@ from albireo.frontend.generation import Generation
 from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.shm.layout import LOGPROB
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class EngineClient:
             if generation is not None and not generation.admitted_ns:  # again after a preemption
                 generation.admitted_ns = now_ns
                 generation.num_cached_tokens = admitted.num_cached_tokens
+        if message.logprobs:
+            self._distribute(message)
         request_ids = np.frombuffer(message.request_ids, "<u8").tolist()
         token_ids = np.frombuffer(message.token_ids, "<i4").tolist()
         finishes = np.frombuffer(message.finish, "u1").tolist()
@@ -117,6 +120,17 @@ class EngineClient:
             generation = self._live.get(request_id)
             if generation is not None:  # else it was aborted while this was on its way
                 self._feed(generation, token_id, finish, now_ns)
+
+    def _distribute(self, message: Tokens) -> None:
+        """Each run of one request's records goes to its generation, before the tokens that they belong to."""
+        records = np.frombuffer(message.logprobs, LOGPROB)
+        request_ids = np.frombuffer(message.logprob_request_ids, "<u8")
+        starts = [0, *(np.flatnonzero(request_ids[1:] != request_ids[:-1]) + 1).tolist()]
+        owners = request_ids[starts].tolist()
+        for request_id, start, end in zip(owners, starts, [*starts[1:], len(records)], strict=True):
+            generation = self._live.get(request_id)
+            if generation is not None and generation.scores is not None:
+                generation.scores.add(records[start:end])
 
     def _feed(self, generation: Generation, token_id: int, finish: int, now_ns: int) -> None:
         try:

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 import msgspec
 
 from albireo.errors import RequestError, error_body
+from albireo.frontend.detokenizer import DetokenizerFactory
+from albireo.frontend.echo import Echo
 from albireo.frontend.generation import Generation
-from albireo.frontend.requests import GenerationRequest
+from albireo.frontend.logprobs import CompletionLogprobs, TokenNames, chat_logprobs, prompt_logprobs
+from albireo.frontend.requests import ChatRequest, CompletionRequest, GenerationRequest
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
@@ -38,7 +41,9 @@ class _OpenAIFormat:
     chunk_object: str
     id_prefix: str
 
-    def __init__(self, request: GenerationRequest, model: str, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, request: GenerationRequest, model: str, prompts: Sequence[Sequence[int]], texts: DetokenizerFactory
+    ) -> None:
         self._head: dict[str, Any] = {
             "id": self.id_prefix + uuid.uuid4().hex,
             "object": self.object,
@@ -49,6 +54,8 @@ class _OpenAIFormat:
         self._with_usage = bool(options and options.include_usage)
         self._with_usage_so_far = bool(options and self._with_usage and options.continuous_usage_stats)
         self._prompts = prompts if request.return_token_ids else None
+        self._names = TokenNames(texts)
+        self._num_prompt_logprobs = request.prompt_logprobs
         self._begun: set[int] = set()
         self._chunk_head = b"data: " + _encode(self._head | {"object": self.chunk_object})[:-1]
 
@@ -63,6 +70,13 @@ class _OpenAIFormat:
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _prompt_logprobs(self, generation: Generation) -> list[dict[str, Any] | None]:
+        """vLLM's extension; only where `prompt_logprobs` was given, which streams refuse."""
+        assert self._num_prompt_logprobs is not None
+        assert generation.scores is not None
+        assert generation.scores.prompt is not None
+        return prompt_logprobs(generation.scores.prompt, self._num_prompt_logprobs, self._names)
 
     def _chunk_tail(self, generation: Generation) -> bytes:
         """OpenAI has a null usage in every chunk but the last, when a usage is asked for."""
@@ -84,28 +98,63 @@ class CompletionFormat(_OpenAIFormat):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
+    def __init__(
+        self, request: CompletionRequest, model: str, prompts: Sequence[Sequence[int]], texts: DetokenizerFactory
+    ) -> None:
+        super().__init__(request, model, prompts, texts)
+        self._texts = texts
+        self._skips_special = request.skip_special_tokens is not False
+        self._echo = Echo(request.prompt, prompts, texts) if request.echo else None
+        self._num_logprobs = request.logprobs
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
     def chunk(self, generation: Generation) -> bytes:
-        text, token_ids = generation.take()
+        text, token_ids, logprobs = self._take(generation)
         pieces = [self._chunk_head, b',"choices":[{"index":%d,"text":' % generation.index, _encode(text)]
         if self._prompts is not None:
             pieces += [b',"token_ids":', _encode(token_ids)]
             if self._begins(generation):
                 pieces += [b',"prompt_token_ids":', _encode(self._prompts[generation.index])]
-        pieces += [_ending(generation), b"}]", self._chunk_tail(generation)]
+        pieces += [_ending(generation, logprobs), b"}]", self._chunk_tail(generation)]
         return b"".join(pieces)
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
-        text, token_ids = generation.take()
+        text, token_ids, logprobs = self._take(generation)
         choice = {
             "index": generation.index,
             "text": text,
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": generation.finish_reason,
             "stop_reason": generation.stop_reason,
         }
+        if self._num_prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._prompt_logprobs(generation)
         if self._prompts is not None:
             choice |= {"token_ids": token_ids, "prompt_token_ids": self._prompts[generation.index]}
         return choice
+
+    def _take(self, generation: Generation) -> tuple[str, list[int], dict[str, Any] | None]:
+        """Text, output token ids and `logprobs` since the last call; the first time behind the prompt's, with echo."""
+        text, token_ids = generation.take()
+        logprobs = None if self._num_logprobs is None else self._take_logprobs(generation)
+        if self._echo is not None:
+            text = self._echo.take(generation.index) + text
+        return text, token_ids, logprobs
+
+    def _take_logprobs(self, generation: Generation) -> dict[str, Any] | None:
+        assert self._num_logprobs is not None
+        writer = self._logprobs.get(generation.index)
+        if writer is None:
+            writer = CompletionLogprobs(self._num_logprobs, self._names)
+            self._logprobs[generation.index] = writer
+            begin = 0
+            if self._echo is not None:
+                assert generation.scores is not None
+                assert generation.scores.prompt is not None
+                begin = self._echo.add_logprobs(generation.index, generation.scores.prompt, writer)
+            writer.text_begins(self._texts(self._skips_special), begin)
+        writer.add(generation.take_scores())
+        return writer.take()
 
 
 class ChatFormat(_OpenAIFormat):
@@ -114,6 +163,12 @@ class ChatFormat(_OpenAIFormat):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
+
+    def __init__(
+        self, request: ChatRequest, model: str, prompts: Sequence[Sequence[int]], texts: DetokenizerFactory
+    ) -> None:
+        super().__init__(request, model, prompts, texts)
+        self._num_logprobs = (request.top_logprobs or 0) if request.logprobs else None
 
     def chunk(self, generation: Generation) -> bytes:
         text, token_ids = generation.take()
@@ -126,12 +181,15 @@ class ChatFormat(_OpenAIFormat):
         pieces.append(b"}")
         if self._prompts is not None:
             pieces += [b',"token_ids":', _encode(token_ids)]
-        pieces += [_ending(generation), b"}]", self._chunk_tail(generation)]
+        logprobs = None if self._num_logprobs is None else self._take_logprobs(generation)
+        pieces += [_ending(generation, logprobs), b"}]", self._chunk_tail(generation)]
         return b"".join(pieces)
 
     def body(self, generations: Sequence[Generation]) -> bytes:
         if self._prompts is not None:
             self._head["prompt_token_ids"] = self._prompts[0]
+        if self._num_prompt_logprobs is not None:
+            self._head["prompt_logprobs"] = self._prompt_logprobs(generations[0])
         return super().body(generations)
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
@@ -139,11 +197,17 @@ class ChatFormat(_OpenAIFormat):
         choice = {
             "index": generation.index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
+            "logprobs": None if self._num_logprobs is None else self._take_logprobs(generation),
             "finish_reason": generation.finish_reason,
             "stop_reason": generation.stop_reason,
         }
         return choice | {"token_ids": token_ids} if self._prompts is not None else choice
+
+    def _take_logprobs(self, generation: Generation) -> dict[str, Any] | None:
+        """`logprobs` of the tokens since the last call; None where there are none."""
+        assert self._num_logprobs is not None
+        records = generation.take_scores()
+        return chat_logprobs(records, self._num_logprobs, self._names) if records.size else None
 
 
 def error_event(error: RequestError) -> bytes:
@@ -151,11 +215,12 @@ def error_event(error: RequestError) -> bytes:
     return b"data: " + _encode(error_body(error)) + b"\n\n"
 
 
-def _ending(generation: Generation) -> bytes:
+def _ending(generation: Generation, logprobs: dict[str, Any] | None) -> bytes:
+    head = b',"logprobs":null' if logprobs is None else b',"logprobs":' + _encode(logprobs)
     if generation.finish_reason is None:
-        return b',"logprobs":null,"finish_reason":null'
+        return head + b',"finish_reason":null'
     reason = _encode(generation.finish_reason)
-    return b',"logprobs":null,"finish_reason":' + reason + b',"stop_reason":' + _encode(generation.stop_reason)
+    return head + b',"finish_reason":' + reason + b',"stop_reason":' + _encode(generation.stop_reason)
 
 
 def _usage(generations: Sequence[Generation]) -> dict[str, Any]:

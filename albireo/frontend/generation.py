@@ -5,16 +5,21 @@ from typing import Protocol
 from albireo.errors import RequestError
 from albireo.frontend.detokenizer import Detokenizer
 from albireo.frontend.stop_strings import StopStrings
+from albireo.frontend.token_scores import Records, TokenScores
 from albireo.messages import Finish
+from albireo.shm.layout import LOGPROB
 
 _REASONS = {Finish.EOS: "stop", Finish.STOP_TOKEN: "stop", Finish.LENGTH: "length", Finish.ABORT: "abort"}
+
+_SCORE_CHARS = LOGPROB.itemsize // 4
+"""What a token's log-probabilities take while they wait, in characters of at most four bytes."""
 
 
 class Listener(Protocol):
     """Who waits for a generation's output."""
 
     def on_output(self, generation: "Generation", num_chars: int) -> None:
-        """There are that many more characters to take, or the generation has ended."""
+        """There are that many more characters to take, or as much beside the text, or the generation has ended."""
 
 
 class Generation:
@@ -26,6 +31,7 @@ class Generation:
     __slots__ = (
         "_detokenizer",
         "_listener",
+        "_min_tokens",
         "_stops",
         "_text",
         "_token_ids",
@@ -40,6 +46,7 @@ class Generation:
         "num_prompt_tokens",
         "num_tokens",
         "request_id",
+        "scores",
         "shows_stop",
         "stop_reason",
         "submitted_ns",
@@ -54,6 +61,8 @@ class Generation:
         listener: Listener,
         keeps_token_ids: bool = False,
         shows_stop: bool = False,
+        scores: TokenScores | None = None,
+        min_tokens: int = 0,
     ) -> None:
         self.index = index
         """Number of the choice in the response."""
@@ -62,10 +71,13 @@ class Generation:
         self.num_prompt_tokens = num_prompt_tokens
         self._detokenizer = detokenizer
         self._stops = stops
+        self._min_tokens = min_tokens
         self._listener = listener
         self.keeps_token_ids = keeps_token_ids
         self.shows_stop = shows_stop
         """Whether the text of the stop token belongs to the output (`include_stop_str_in_output`)."""
+        self.scores = scores
+        """Log-probabilities, where they were asked for."""
         self.num_tokens = 0
         """Output tokens, the one that ended it included."""
         self.num_cached_tokens = 0
@@ -101,7 +113,7 @@ class Generation:
         if self.finish_reason is None and finish != Finish.NONE:
             num_chars += self._end(finish, token_id)
         if num_chars or self.finish_reason is not None:
-            self._listener.on_output(self, num_chars)
+            self._listener.on_output(self, num_chars if self.scores is None else num_chars + _SCORE_CHARS)
 
     def fail(self, error: RequestError) -> None:
         """Ends it with an error instead of a finish reason."""
@@ -116,10 +128,16 @@ class Generation:
         self._token_ids = []
         return text, ids
 
+    def take_scores(self) -> Records:
+        """The log-probabilities of the output tokens since the last call; only where there are `scores`."""
+        assert self.scores is not None
+        return self.scores.take(self.num_tokens)
+
     def _show(self, text: str) -> int:
         """Adds text for the client, up to a stop string; returns the number of characters."""
         if text and self._stops is not None:
-            text = self._stops.feed(text)
+            # as in vLLM: a stop string ends nothing before EOS might
+            text = self._stops.feed(text, self.num_tokens > self._min_tokens)
             if self._stops.matched is not None:
                 self.finish_reason, self.stop_reason = "stop", self._stops.matched
         if text:

@@ -15,6 +15,9 @@ from albireo import limits
 from albireo.errors import RequestError
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING_CHARS)]
+NumLogprobs = Annotated[int, Meta(ge=0, le=limits.MAX_LOGPROBS)]
+Penalty = Annotated[float, Meta(ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING_CHARS)]
 UserString = Annotated[str, Meta(max_length=limits.MAX_USER_CHARS)]
 Scalar = str | int | float | bool | None
@@ -83,21 +86,25 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: (
+        Annotated[float, Meta(ge=1 / limits.MAX_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY)] | None
+    ) = None
+    """vLLM takes anything above 0; logits divided by next to nothing overflow fp32, as those multiplied by too much."""
+    logit_bias: Annotated[dict[str, float], Meta(max_length=limits.MAX_LOGIT_BIAS)] | None = None
+    """Token id, as JSON's keys are strings -> what is added to its logit."""
+    bad_words: Annotated[list[BadWord], Meta(max_length=limits.MAX_BAD_WORDS)] | None = None
+    prompt_logprobs: NumLogprobs | None = None
     priority: Annotated[int, Meta(ge=limits.MIN_PRIORITY, le=limits.MAX_PRIORITY)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None = None
     return_token_ids: bool | None = None
     user: UserString | None = None
 
     allowed_token_ids: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    bad_words: Annotated[Raw, unsupported([])] = _NOT_GIVEN
-    frequency_penalty: Annotated[Raw, unsupported(0)] = _NOT_GIVEN
     length_penalty: Annotated[Raw, unsupported(1)] = _NOT_GIVEN
-    logit_bias: Annotated[Raw, unsupported({})] = _NOT_GIVEN
     logits_processors: Annotated[Raw, unsupported([])] = _NOT_GIVEN
-    min_tokens: Annotated[Raw, unsupported(0)] = _NOT_GIVEN
-    presence_penalty: Annotated[Raw, unsupported(0)] = _NOT_GIVEN
-    prompt_logprobs: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    repetition_penalty: Annotated[Raw, unsupported(1)] = _NOT_GIVEN
     response_format: Annotated[Raw, unsupported({"type": "text"})] = _NOT_GIVEN
     spaces_between_special_tokens: Annotated[Raw, unsupported(True)] = _NOT_GIVEN
     structured_outputs: Annotated[Raw, unsupported()] = _NOT_GIVEN
@@ -109,11 +116,12 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     """`POST /v1/completions`."""
 
     prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    echo: bool | None = None
+    """Whether the prompt, and with `logprobs` its log-probabilities, goes before the output."""
+    logprobs: NumLogprobs | None = None
 
     add_special_tokens: Annotated[Raw, unsupported(True)] = _NOT_GIVEN
     best_of: Annotated[Raw, unsupported(1)] = _NOT_GIVEN
-    echo: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
-    logprobs: Annotated[Raw, unsupported()] = _NOT_GIVEN
     prompt_embeds: Annotated[Raw, unsupported()] = _NOT_GIVEN
     suffix: Annotated[Raw, unsupported("")] = _NOT_GIVEN
 
@@ -151,6 +159,8 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=limits.MAX_TEMPLATE_KWARGS)] | None = None
@@ -169,12 +179,10 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     echo: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
     function_call: Annotated[Raw, unsupported("none", "auto")] = _NOT_GIVEN
     functions: Annotated[Raw, unsupported([])] = _NOT_GIVEN
-    logprobs: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
     modalities: Annotated[Raw, unsupported(["text"])] = _NOT_GIVEN
     prediction: Annotated[Raw, unsupported()] = _NOT_GIVEN
     reasoning_effort: Annotated[Raw, unsupported()] = _NOT_GIVEN
     tool_choice: Annotated[Raw, unsupported("none", "auto")] = _NOT_GIVEN
     tools: Annotated[Raw, unsupported([])] = _NOT_GIVEN
-    top_logprobs: Annotated[Raw, unsupported(0)] = _NOT_GIVEN
     verbosity: Annotated[Raw, unsupported()] = _NOT_GIVEN
     web_search_options: Annotated[Raw, unsupported()] = _NOT_GIVEN

@@ -1,6 +1,7 @@
 """A request's sampling fields -> `SamplingParams`, with the model's and the engine's bounds applied."""
 
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -8,7 +9,8 @@ from msgspec import Struct
 from albireo import limits
 from albireo.checkpoint import GenerationDefaults
 from albireo.errors import RequestError
-from albireo.frontend.requests import ChatRequest, GenerationRequest
+from albireo.frontend.logit_bias import logit_bias
+from albireo.frontend.requests import ChatRequest, CompletionRequest, GenerationRequest
 from albireo.messages import SamplingParams
 
 T = TypeVar("T", int, float)
@@ -25,6 +27,8 @@ class ModelBounds(Struct, frozen=True):
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     defaults: GenerationDefaults
+    max_logprobs: int = limits.MAX_LOGPROBS
+    """Largest `logprobs`, `top_logprobs` and `prompt_logprobs` (--max-logprobs)."""
 
 
 def check_prompt_length(num_tokens: int, bounds: ModelBounds, field: str) -> None:
@@ -41,17 +45,23 @@ def check_prompt_length(num_tokens: int, bounds: ModelBounds, field: str) -> Non
 
 
 def sampling_params(
-    request: GenerationRequest, num_prompt_tokens: int, default_max_tokens: int | None, bounds: ModelBounds
+    request: GenerationRequest,
+    num_prompt_tokens: int,
+    default_max_tokens: int | None,
+    bounds: ModelBounds,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
     """Fills what the request leaves open from the checkpoint's generation config, then OpenAI's defaults.
 
-    `default_max_tokens` None is the rest of the context. Raises RequestError for what only the model can tell to be
-    out of bounds.
+    `default_max_tokens` None is the rest of the context. `bad_words`: the request's, as token ids. Raises RequestError
+    for what only the model can tell to be out of bounds, and for fields that do not go together.
     """
     defaults = bounds.defaults
     temperature = _first(request.temperature, defaults.temperature, 1.0)
+    max_tokens = _max_tokens(request, num_prompt_tokens, default_max_tokens, bounds)
+    logprobs, prompt_logprobs = num_logprobs(request, bounds)
     return SamplingParams(
-        max_tokens=_max_tokens(request, num_prompt_tokens, default_max_tokens, bounds),
+        max_tokens=max_tokens,
         temperature=temperature if temperature >= limits.MIN_SAMPLED_TEMPERATURE else 0.0,
         top_p=_first(request.top_p, defaults.top_p, 1.0),
         top_k=max(_first(request.top_k, defaults.top_k, 0), 0),
@@ -59,7 +69,53 @@ def sampling_params(
         seed=_seed(request.seed),
         stop_token_ids=_stop_token_ids(request, bounds),
         ignore_eos=bool(request.ignore_eos),
+        min_tokens=_min_tokens(request, max_tokens),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_first(request.repetition_penalty, None, 1.0),
+        logit_bias=logit_bias(request.logit_bias, bounds.vocab_size) if request.logit_bias else (),
+        bad_words=bad_words,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
+
+
+def num_logprobs(request: GenerationRequest, bounds: ModelBounds) -> tuple[int, int]:
+    """How many likely tokens stand beside each output token and each prompt token; -1 where none is scored."""
+    scored, wanted = -1, {"prompt_logprobs": request.prompt_logprobs}
+    if isinstance(request, ChatRequest):
+        wanted["top_logprobs"] = request.top_logprobs
+        if request.logprobs:
+            scored = request.top_logprobs or 0
+        elif request.top_logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true", field="top_logprobs")
+    elif isinstance(request, CompletionRequest) and request.logprobs is not None:
+        scored = wanted["logprobs"] = request.logprobs
+    for field, asked in wanted.items():
+        if asked is not None and asked > bounds.max_logprobs:
+            raise RequestError(f"{field} must be at most {bounds.max_logprobs}", field=field)
+    if request.stream and request.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs is not for streams: set stream to false", field="prompt_logprobs")
+    prompt = -1 if request.prompt_logprobs is None else request.prompt_logprobs
+    return scored, max(prompt, scored) if isinstance(request, CompletionRequest) and request.echo else prompt
+
+
+def check_num_scores(sampling: Sequence[SamplingParams], num_prompt_tokens: Sequence[int]) -> None:
+    """Raises RequestError when the prompts' log-probabilities are too many for one response."""
+    scores = (n * (params.prompt_logprobs + 1) for params, n in zip(sampling, num_prompt_tokens, strict=True))
+    if (total := sum(scores)) > limits.MAX_PROMPT_SCORES:
+        raise RequestError(
+            f"the prompt's log-probabilities are {total}, and a response holds at most {limits.MAX_PROMPT_SCORES}: "
+            "send fewer prompts at once",
+            field="prompt",
+        )
+
+
+def _min_tokens(request: GenerationRequest, max_tokens: int) -> int:
+    asked = request.min_tokens or 0
+    if asked > max_tokens:
+        raise RequestError(f"min_tokens must be at most {max_tokens}, which is max_tokens", field="min_tokens")
+    return asked
 
 
 def _first(given: T | None, default: T | None, fallback: T) -> T:

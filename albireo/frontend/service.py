@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy.typing as npt
 
 from albireo import limits
 from albireo.config import FrontendConfig
 from albireo.errors import NotFoundError, RequestError, UnavailableError
+from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
@@ -18,14 +20,19 @@ from albireo.frontend.generation import Generation
 from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.output import Output
 from albireo.frontend.requests import GenerationRequest
-from albireo.frontend.sampling import ModelBounds, sampling_params, stop_strings
+from albireo.frontend.sampling import ModelBounds, check_num_scores, sampling_params, stop_strings
 from albireo.frontend.stop_strings import StopStrings
+from albireo.frontend.token_scores import TokenScores
 from albireo.frontend.tokenizer import Tokenizer, load_tokenizer_config, special_tokens
+from albireo.messages import SamplingParams
 
 T = TypeVar("T")
 
 PREPARE_THREADS = 4
 """Long texts and chats are prepared off the event loop; encoding releases the GIL, and a slow template blocks one."""
+
+BAD_WORD_CHARS = 40
+"""What a bad word costs beside its own characters, in characters of text to encode."""
 
 
 class TextModel:
@@ -73,6 +80,7 @@ class Service:
             config.model.vocab_size,
             config.model.eos_token_ids,
             config.generation_defaults,
+            config.max_logprobs,
         )
         self.threads = ThreadPoolExecutor(PREPARE_THREADS, "prepare")
 
@@ -85,9 +93,7 @@ class Service:
         """The engine has this many KV blocks: requests may come."""
         capacity = num_kv_blocks * self.config.scheduler.block_size
         context_tokens = min(self.config.scheduler.max_model_len, capacity)
-        self.bounds = ModelBounds(
-            context_tokens, self.bounds.vocab_size, self.bounds.eos_token_ids, self.bounds.defaults
-        )
+        self.bounds = msgspec.structs.replace(self.bounds, context_tokens=context_tokens)
         if not self._stopping:
             self.unavailable = None
 
@@ -114,12 +120,30 @@ class Service:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
+    async def bad_words(self, request: GenerationRequest) -> tuple[tuple[int, ...], ...]:
+        """The request's `bad_words` as token sequences."""
+        words = request.bad_words
+        if not words:
+            return ()
+        tokenizer, vocab_size = self.text.tokenizer, self.bounds.vocab_size
+        # each is encoded twice, and that costs some 20 µs however short it is
+        num_chars = sum(map(len, words)) + BAD_WORD_CHARS * len(words)
+        return await self.prepare(lambda: bad_word_sequences(words, tokenizer, vocab_size), num_chars)
+
     def submit(
-        self, request: GenerationRequest, prompts: list[list[int]], default_max_tokens: int | None, output: Output
+        self,
+        request: GenerationRequest,
+        prompts: list[list[int]],
+        default_max_tokens: int | None,
+        bad_words: tuple[tuple[int, ...], ...],
+        output: Output,
     ) -> list[Generation]:
         """One generation per prompt, handed to the engine. Raises RequestError, and then none is."""
         self.check_available()  # the prompt's preparation may have taken a while
-        params = [sampling_params(request, len(prompt), default_max_tokens, self.bounds) for prompt in prompts]
+        params = [
+            sampling_params(request, len(prompt), default_max_tokens, self.bounds, bad_words) for prompt in prompts
+        ]
+        check_num_scores(params, [len(prompt) for prompt in prompts])
         stops = stop_strings(request)
         shows_stop = bool(request.include_stop_str_in_output)
         generations = [
@@ -131,8 +155,10 @@ class Service:
                 output,
                 keeps_token_ids=bool(request.return_token_ids),
                 shows_stop=shows_stop,
+                scores=_scores(sampling, len(prompt)),
+                min_tokens=sampling.min_tokens,
             )
-            for index, prompt in enumerate(prompts)
+            for index, (prompt, sampling) in enumerate(zip(prompts, params, strict=True))
         ]
         try:
             for generation, prompt, sampling in zip(generations, prompts, params, strict=True):
@@ -141,3 +167,10 @@ class Service:
             self.engine.abort(generations)
             raise
         return generations
+
+
+def _scores(sampling: SamplingParams, num_prompt_tokens: int) -> TokenScores | None:
+    """Room for the log-probabilities that the request asks for."""
+    if sampling.logprobs < 0 and sampling.prompt_logprobs < 0:
+        return None
+    return TokenScores(num_prompt_tokens, sampling.prompt_logprobs >= 0)

@@ -23,13 +23,14 @@ class StopStrings:
         self.matched: str | None = None
         """The stop string that ended the text. Of several that end at the same character, the longest."""
 
-    def feed(self, text: str) -> str:
-        """The text that may be shown now. Nothing may be fed once `matched` is set."""
+    def feed(self, text: str, may_match: bool = True) -> str:
+        """The text that may be shown now. Nothing may be fed once `matched` is set. Without `may_match` a string that
+        is completed is text like any other."""
         if not self._held and self._first.isdisjoint(text):
             return text
         text = self._held + text
         for position in range(len(self._held), len(text)):
-            if self._step(text[position]):
+            if self._step(text[position], may_match):
                 assert self.matched is not None
                 self._held = ""
                 return text[: position + 1 - (0 if self._include else len(self.matched))]
@@ -42,7 +43,7 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _step(self, character: str) -> bool:
+    def _step(self, character: str, may_match: bool) -> bool:
         """Feeds one character to each automaton; True when a string is complete."""
         for index, (stop, failures) in enumerate(self._stops):
             state = self._states[index]
@@ -50,6 +51,8 @@ class StopStrings:
                 state = failures[state - 1]
             if stop[state] == character:
                 state += 1
+            if state == len(stop) and not may_match:
+                state = failures[state - 1]
             self._states[index] = state
             if state == len(stop) and (self.matched is None or len(stop) > len(self.matched)):
                 self.matched = stop

@@ -74,12 +74,12 @@ class Tokenizer:
 
     def _plain(self, text: str) -> list[int]:
         """The text cut after its first character, so that no control token is whole; the rest may begin another."""
-        head, tail = self._inner(text[:1]), self._inner(text[1:])
+        head, tail = self.encode_inner(text[:1]), self.encode_inner(text[1:])
         if not self.control.ids.isdisjoint(head):
             raise RequestError(f"the text contains {text[:1]!r}, which is a control token of this model")
         return head + (tail if self.control.ids.isdisjoint(tail) else self._plain(text[1:]))
 
-    def _inner(self, text: str) -> list[int]:
+    def encode_inner(self, text: str) -> list[int]:
         """Ids of a text as it would be encoded behind other text: SentencePiece models put a space before a first
         word, and a line end in front of it takes that upon itself."""
         anchor = self.backend.encode(_ANCHOR, add_special_tokens=False).ids

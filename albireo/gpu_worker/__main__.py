@@ -8,6 +8,8 @@ import zmq
 
 from albireo import child, sockets
 from albireo.config import WorkerConfig
+from albireo.gpu_worker.collectives.group import make_collectives
+from albireo.gpu_worker.collectives.interface import GroupClosedError
 from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
@@ -28,25 +30,40 @@ def run(config: WorkerConfig) -> None:
     """Loads, reports, and serves until the supervisor says Stop."""
     context = zmq.Context()
     control = child.Control(context, config)
+    heartbeat = EngineStats(config.segments.stats).workers[config.rank : config.rank + 1]
+
+    def beat() -> None:
+        heartbeat["heartbeat_ns"] = time.monotonic_ns()
+
     try:
-        device = CpuDevice(config, lambda stage, fraction: control.send(Progress(stage, fraction)))
+        collectives = make_collectives(config, heartbeat, time.monotonic_ns)
+        device = CpuDevice(config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)))
     except Exception as error:
         log.debug("the worker cannot start", exc_info=True)
         control.fatal(f"{type(error).__name__}: {error}", exit_code=3)
         control.socket.close()
         context.term()
         sys.exit(3)
-    stats = EngineStats(config.segments.stats)
     worker = Worker(
         device,
-        PlanRing(config.scheduler, len(config.segments.token_rings)).reader(config.segments.plan_ring, config.rank),
+        PlanRing(config.scheduler, config.num_workers).reader(config.segments.plan_ring, config.rank),
         TokenRing(config.scheduler).writer(config.segments.token_rings[config.rank]),
         sockets.token_bell(context, config.run_dir).ring,
-        stats.workers[config.rank : config.rank + 1],
+        heartbeat,
         time.monotonic_ns,
     )
     bell = sockets.plan_bell_listener(context, config.run_dir)
     control.send(WorkerReady(device.num_kv_blocks, device.name))
+    try:
+        serve(worker, bell, control)
+    except GroupClosedError:
+        # another rank heard Stop first and left in the middle of a step; it is on its way to this one
+        log.debug("another rank has left the group")
+    collectives.close()
+
+
+def serve(worker: Worker, bell: "zmq.Socket[bytes]", control: child.Control) -> None:
+    """Steps until Stop. Raises GroupClosedError when another rank has left."""
     poller = zmq.Poller()
     for socket in (bell, control.socket):
         poller.register(socket, zmq.POLLIN)

@@ -1,18 +1,22 @@
 """The CPU as a device: one step from plan slot to token slot, synchronously."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from albireo.checkpoint.shard import shard_model
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import make_attention
+from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
-from albireo.gpu_worker.sampling.cpu import CpuSampler
+from albireo.gpu_worker.prompt_scores import PromptScores, find_prompt_scores
+from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, build_inputs
 from albireo.messages import Finish
@@ -22,22 +26,36 @@ from albireo.shm.token_ring import TokenSlot
 Int32s = npt.NDArray[np.int32]
 
 
+SCORED_ROWS = 128
+"""Positions whose prompt logprobs are computed at a time: 2,048 rows of a large vocabulary would be a gigabyte."""
+
+
 class CpuDevice:
-    """Model, KV cache and request state of one rank."""
+    """One rank's share of model, KV cache and sampling, and the request state, which every rank has in full."""
 
     name = "cpu"
 
-    def __init__(self, config: WorkerConfig, report: Callable[[str, float], None]) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        collectives: Collectives,
+        beat: Callable[[], None],
+        report: Callable[[str, float], None],
+    ) -> None:
+        """`beat` renews the rank's heartbeat: called once a layer."""
         torch.set_num_threads(config.num_threads)
         self._block_size = config.scheduler.block_size
-        model, dtype = config.model, TORCH_DTYPES[config.dtype]
-        attention = make_attention(dtype, model.num_heads, model.num_kv_heads, model.head_dim, self._block_size)
-        self._model = load_model(config, attention, report)
-        self._kv_cache = KVCache.allocate(model, config.dtype, self._block_size, config.kv_cache_bytes)
-        self._sampler = CpuSampler(model.vocab_size)
+        shard, dtype = shard_model(config.model, config.rank, config.num_workers), TORCH_DTYPES[config.dtype]
+        local = shard.local(config.model)
+        attention = make_attention(dtype, local.num_heads, local.num_kv_heads, local.head_dim, self._block_size)
+        self._model = load_model(config, shard, attention, collectives, report)
+        self._model.on_layer = beat
+        self._kv_cache = KVCache.allocate(local, config.dtype, self._block_size, config.kv_cache_bytes)
         self.state = DeviceState(config.scheduler)
         report("preparing kernels", 1.0)
-        self._sampler.warm_up(dtype)
+        self._sampler = make_step_sampler(
+            config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
+        )
         self._warm_up(num_tokens=1)
         self._warm_up(num_tokens=self._block_size)
 
@@ -65,8 +83,8 @@ class CpuDevice:
 
     @torch.inference_mode()
     def execute(self, plan: PlanSlot, result: TokenSlot) -> None:
-        """Runs one step: applies the plan, computes, samples, writes the rows of `result`."""
-        state = self.state
+        """Runs one step: applies the plan, computes, samples, writes `result`."""
+        state, header = self.state, result.header
         state.apply(plan)
         inputs = build_inputs(plan, state, self._block_size)
         rows = result.rows[: inputs.result_slots.size]
@@ -74,22 +92,51 @@ class CpuDevice:
         rows["generation"] = state.generation[inputs.result_slots]
         rows["token"] = -1
         rows["finish"] = Finish.NONE
+        header["num_rows"], header["num_logprobs"] = rows.size, 0
         if inputs.input_ids.numel():
             hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
+            scores = find_prompt_scores(plan, state, inputs.batch.num_decodes)
+            if scores is not None:
+                self._score(hidden, scores, result)
             if inputs.sampled_slots.size:
-                rows["token"][inputs.live], rows["finish"][inputs.live] = self._sample(hidden, inputs)
-        result.header["num_rows"] = rows.size
+                sampling_slice = int(plan.header["sampling_slice"][0])
+                rows["token"][inputs.live], rows["finish"][inputs.live] = self._sample(
+                    hidden, inputs, sampling_slice, result
+                )
 
-    def _sample(self, hidden: torch.Tensor, inputs: StepInputs) -> tuple[Int32s, Int32s]:
+    def _sample(
+        self, hidden: torch.Tensor, inputs: StepInputs, sampling_slice: int, result: TokenSlot
+    ) -> tuple[Int32s, Int32s]:
         """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
         if len(inputs.sampled_tokens) != len(hidden):
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
-        logits, state = self._model.compute_logits(hidden), self.state
-        slots = torch.from_numpy(inputs.sampled_slots)
-        out = torch.empty(len(slots), dtype=torch.int32)
-        self._sampler.sample(logits, slots, torch.from_numpy(inputs.sampled_positions), state.sampling, out)
-        tokens: Int32s = out.numpy()
-        finish = check_stop(tokens, inputs.sampled_slots, state.stop_ids, state.num_eos_ids, state.num_stop_ids)
+        state, slots = self.state, inputs.sampled_slots
+        sampled = self._sampler.sample(
+            self._model.compute_logits(hidden), slots, inputs.sampled_positions, sampling_slice
+        )
+        tokens, table = sampled.tokens, state.sampling
+        if sampled.logprobs.size:
+            asked = table.num_logprobs[slots] >= 0
+            self._write_logprobs(sampled.logprobs, slots[asked], inputs.sampled_positions[asked], result)
+        table.observe(slots, tokens)
+        finish = check_stop(tokens, slots, table.stop_ids, table.num_eos_ids, table.num_stop_ids)
         num_tokens = (inputs.sampled_positions + 1).astype(np.int32)
-        state.advance(inputs.sampled_slots, tokens, num_tokens, finish != Finish.NONE)
+        state.advance(slots, tokens, num_tokens, finish != Finish.NONE)
         return tokens, finish
+
+    def _score(self, hidden: torch.Tensor, scores: PromptScores, result: TokenSlot) -> None:
+        for start in range(0, scores.rows.size, SCORED_ROWS):
+            part = slice(start, start + SCORED_ROWS)
+            logits = self._model.compute_logits(hidden[torch.from_numpy(scores.rows[part])])
+            records = self._sampler.score(logits, scores.targets[part], scores.num_top[part])
+            self._write_logprobs(records, scores.slots[part], scores.positions[part], result)
+
+    def _write_logprobs(
+        self, records: npt.NDArray[Any], slots: Int32s, positions: npt.NDArray[Any], result: TokenSlot
+    ) -> None:
+        """Appends LOGPROB [n] to the step's results."""
+        start = int(result.header["num_logprobs"][0])
+        out = result.logprobs[start : start + records.size]
+        out[:] = records
+        out["slot"], out["generation"], out["position"] = slots, self.state.generation[slots], positions
+        result.header["num_logprobs"] = start + records.size

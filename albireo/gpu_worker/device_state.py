@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from albireo.config import SchedulerConfig
-from albireo.gpu_worker.sampling.params import SamplingTable
-from albireo.limits import MAX_STOP_TOKEN_IDS
+from albireo.gpu_worker.sampling.table import SamplingTable
 from albireo.shm.plan_ring import PlanSlot
 
 
@@ -26,23 +25,11 @@ class DeviceState:
         self.num_tokens = np.zeros(n, np.int32)
         """Tokens of the sequence, the last sampled one included; its KV is not written yet."""
         self.block_table = np.zeros((n, config.max_blocks_per_seq), np.int32)
-        self.stop_ids = np.zeros((n, MAX_STOP_TOKEN_IDS), np.int32)
-        self.num_eos_ids = np.zeros(n, np.int32)
-        self.num_stop_ids = np.zeros(n, np.int32)
-        self._temperature = np.zeros(n, np.float32)
-        self._top_p = np.ones(n, np.float32)
-        self._min_p = np.zeros(n, np.float32)
-        self._top_k = np.zeros(n, np.int32)
-        self._seed = np.zeros(n, np.int64)
+        self.num_prompt_logprobs = np.zeros(n, np.int32)
+        """Most likely tokens beside each prompt token that is scored."""
         self.rows: npt.NDArray[np.int32] = np.empty(0, np.int32)
         """Slots of the decode rows, in batch order."""
-        self.sampling = SamplingTable(
-            temperature=torch.from_numpy(self._temperature),
-            top_p=torch.from_numpy(self._top_p),
-            min_p=torch.from_numpy(self._min_p),
-            top_k=torch.from_numpy(self._top_k),
-            seed=torch.from_numpy(self._seed),
-        )
+        self.sampling = SamplingTable(n, config.max_model_len)
         self.block_table_tensor = torch.from_numpy(self.block_table)
 
     def apply(self, plan: PlanSlot) -> None:
@@ -61,14 +48,8 @@ class DeviceState:
         slots = entries["slot"]
         self.generation[slots] = entries["generation"]
         self.alive[slots] = True
-        self._temperature[slots] = entries["temperature"]
-        self._top_p[slots] = entries["top_p"]
-        self._min_p[slots] = entries["min_p"]
-        self._top_k[slots] = entries["top_k"]
-        self._seed[slots] = entries["seed"].view(np.int64)
-        self.stop_ids[slots] = entries["stop_ids"]
-        self.num_eos_ids[slots] = entries["num_eos_ids"]
-        self.num_stop_ids[slots] = entries["num_stop_ids"]
+        self.num_prompt_logprobs[slots] = entries["num_prompt_logprobs"]
+        self.sampling.admit(entries, plan.extras[: int(plan.header["num_extras"][0])])
 
     def advance(
         self,

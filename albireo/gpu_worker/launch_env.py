@@ -8,7 +8,6 @@ def worker_environment(num_threads: int) -> dict[str, str]:
     """
     return {
         "OMP_NUM_THREADS": str(num_threads),
-        "NUMBA_NUM_THREADS": str(num_threads),
         # Idle threads of a team spin for this many rounds (about 15 us), then sleep. The runtime's own default is
         # milliseconds: time that the frontend and the coordinator need, and a step that shares its cores with them
         # takes ten times longer.

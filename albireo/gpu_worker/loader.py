@@ -5,16 +5,20 @@ from typing import Final
 
 import torch
 
+from albireo.checkpoint.shard import ModelShard
 from albireo.config import Dtype, WorkerConfig
 from albireo.gpu_worker.attention.interface import Attention
+from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.models.decoder import DecoderModel
 from albireo.gpu_worker.weights import DummyWeights, MappedWeights, OnProgress, Weights
 
 TORCH_DTYPES: Final[dict[Dtype, torch.dtype]] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_model(config: WorkerConfig, attention: Attention, on_progress: OnProgress) -> DecoderModel:
-    """The decoder that `config` names, with its checkpoint's weights or random ones.
+def load_model(
+    config: WorkerConfig, shard: ModelShard, attention: Attention, collectives: Collectives, on_progress: OnProgress
+) -> DecoderModel:
+    """This rank's share of the decoder that `config` names, with its checkpoint's weights or random ones.
 
     Called by the worker's main thread before it reports ready; `on_progress(stage, fraction)` is called on the way,
     about a hundred times. Raises `CheckpointError` if the folder changed since the supervisor read it.
@@ -22,9 +26,10 @@ def load_model(config: WorkerConfig, attention: Attention, on_progress: OnProgre
     dtype = TORCH_DTYPES[config.dtype]
     weights: Weights
     if config.load_format == "dummy":
-        weights = DummyWeights(config.model, dtype, config.seed, on_progress)
+        weights = DummyWeights(config.model, dtype, config.seed, on_progress, shard.size)
     else:
-        weights = MappedWeights(Path(config.model_path), config.model, dtype, on_progress)
-    model = DecoderModel(config.model, weights, dtype, attention, config.scheduler.max_model_len)
+        weights = MappedWeights(Path(config.model_path), config.model, dtype, on_progress, shard.size)
+    max_model_len = config.scheduler.max_model_len
+    model = DecoderModel(config.model, shard, weights, dtype, attention, collectives, max_model_len)
     weights.release()
     return model

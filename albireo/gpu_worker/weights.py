@@ -32,6 +32,9 @@ class Weights(Protocol):
         """The tensor `name`, or some rows (first dimension) or columns (second) of it: a view where no conversion is
         needed, so read-only by agreement."""
 
+    def drop_pages(self) -> None:
+        """What was fetched so far is in use elsewhere by now: its pages need not count as this process's memory."""
+
     def release(self) -> None:
         """Call when the model is built."""
 
@@ -43,13 +46,17 @@ class MappedWeights:
     page cache's own, shared with every other process that maps the file.
     """
 
-    def __init__(self, path: Path, model: ModelConfig, dtype: torch.dtype, on_progress: OnProgress) -> None:
-        """Raises `CheckpointError` if the folder changed since the supervisor checked it."""
+    def __init__(
+        self, path: Path, model: ModelConfig, dtype: torch.dtype, on_progress: OnProgress, num_ranks: int = 1
+    ) -> None:
+        """One of `num_ranks` ranks reads its share, about as much as the others (for the progress only). Raises
+        `CheckpointError` if the folder changed since the supervisor checked it."""
         self._stored = read_stored_tensors(path)
         check_stored(model, self._stored)
         self._dtype = dtype
         self._files = {file: _map_file(path / file) for file in {tensor.file for tensor in self._stored.values()}}
-        self._progress = _Progress(sum(self._stored[name].nbytes for name in weight_shapes(model)), on_progress)
+        total_bytes = sum(self._stored[name].nbytes for name in weight_shapes(model))
+        self._progress = _Progress(total_bytes // num_ranks, on_progress)
 
     def get(self, name: str, rows: slice = _ALL, columns: slice = _ALL) -> Tensor:
         stored = self._stored[name]
@@ -58,23 +65,28 @@ class MappedWeights:
         self._progress.advance(part.nbytes)
         return part.to(self._dtype)
 
-    def release(self) -> None:
-        """Give the pages read so far back: they stay in the page cache, but no longer count as this process's
-        memory. Tensors that are still views (an embedding table, say) fault in again the pages they use."""
+    def drop_pages(self) -> None:
+        """The pages stay in the page cache. Tensors that are still views (an embedding table, say) fault in again
+        those that they use."""
         for mapped in self._files.values():
             mapped.madvise(mmap.MADV_DONTNEED)
+
+    def release(self) -> None:
+        self.drop_pages()
         self._progress.finish()
 
 
 class DummyWeights:
     """Random tensors that depend on the seed and their name only (`--load-format dummy`): speed without a download."""
 
-    def __init__(self, model: ModelConfig, dtype: torch.dtype, seed: int, on_progress: OnProgress) -> None:
+    def __init__(
+        self, model: ModelConfig, dtype: torch.dtype, seed: int, on_progress: OnProgress, num_ranks: int = 1
+    ) -> None:
         self._shapes = weight_shapes(model)
         self._dtype = dtype
         self._seed = seed
         total_bytes = sum(torch.Size(shape).numel() for shape in self._shapes.values()) * dtype.itemsize
-        self._progress = _Progress(total_bytes, on_progress)
+        self._progress = _Progress(total_bytes // num_ranks, on_progress)
 
     def get(self, name: str, rows: slice = _ALL, columns: slice = _ALL) -> Tensor:
         shape = self._shapes[name]
@@ -86,6 +98,9 @@ class DummyWeights:
         part = whole[rows] if columns == _ALL else whole[rows, columns]
         self._progress.advance(part.nbytes)
         return part
+
+    def drop_pages(self) -> None:
+        """Nothing is mapped."""
 
     def release(self) -> None:
         self._progress.finish()

@@ -53,10 +53,12 @@ class Worker:
         if plan is None:
             return False
         result = self._tokens.next_slot()
+        self._heartbeat["running_step"] = plan.header["sequence"]
         self._device.execute(plan, result)
         end_ns = self._clock_ns()
         result.header["begin_ns"], result.header["end_ns"] = begin_ns, end_ns
         self._heartbeat["step"] = self._tokens.publish()
+        self._heartbeat["running_step"] = 0
         self._heartbeat["heartbeat_ns"] = end_ns
         self._ring_bell()
         self._plans.consume()

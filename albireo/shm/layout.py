@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from albireo.limits import MAX_STOP_TOKEN_IDS
+from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -72,19 +72,37 @@ PLAN_HEADER: Final = record(
     num_chunk_tokens=("<i4", 28),
     num_admissions=("<i4", 32),
     num_appends=("<i4", 36),
+    num_extras=("<i4", 40),
+    sampling_slice=("<i4", 44),
 )
 """A step plan's first bytes; the arrays follow. Writer: the coordinator.
 
 `sequence` is the step number. `num_rows` decode rows come first in the batch, in the order of the last `rows` array
 that was shipped: it is shipped only when `rows_changed`, so a steady decode step carries no row at all. A request
-that left the batch is one that the new `rows` no longer names."""
+that left the batch is one that the new `rows` no longer names.
 
-CHUNK: Final = record(16, slot=("<i4", 0), start=("<i4", 4), num_tokens=("<i4", 8), samples=("<i4", 12))
+`sampling_slice`: rows per rank on the sequence-parallel path (`sampling.modes`). The rows that take it, in batch
+order, are cut into slices of that many, rank r's beginning at r * sampling_slice; the last ones may be short or
+empty. It counts planned rows, dead ones included, so it depends on the plan alone."""
+
+CHUNK: Final = record(
+    24,
+    slot=("<i4", 0),
+    start=("<i4", 4),
+    num_tokens=("<i4", 8),
+    samples=("<i4", 12),
+    score_from=("<i4", 16),
+    next_token=("<i4", 20),
+)
 """A piece of a prompt: tokens [start, start + num_tokens) of the sequence in `slot`; `samples` is 1 for the last
-piece, whose final position yields the next token."""
+piece, whose final position yields the next token.
+
+Prompt logprobs are wanted of the prompt's tokens at positions [max(score_from, start + 1), start + num_tokens], each
+from the position before it; the last one's id, which belongs to the next piece, is `next_token`, or -1 where there is
+none to score. `score_from` is beyond the piece where none are wanted."""
 
 ADMISSION: Final = record(
-    128,
+    192,
     slot=("<i4", 0),
     generation=("<u4", 4),
     seed=("<u8", 8),
@@ -95,9 +113,29 @@ ADMISSION: Final = record(
     num_eos_ids=("<i4", 32),
     num_stop_ids=("<i4", 36),
     stop_ids=(("<i4", (MAX_STOP_TOKEN_IDS,)), 40),
+    repetition_penalty=("<f4", 104),
+    presence_penalty=("<f4", 108),
+    frequency_penalty=("<f4", 112),
+    min_position=("<i4", 116),
+    num_logprobs=("<i4", 120),
+    num_prompt_logprobs=("<i4", 124),
+    extras_start=("<i4", 128),
+    num_bias=("<i4", 132),
+    bad_words_size=("<i4", 136),
+    num_seen=("<i4", 140),
+    num_recent=("<i4", 144),
 )
 """A request enters `slot`. `stop_ids` holds the EOS ids (`num_eos_ids`, none under ignore_eos) and behind them the
-request's own stop ids (`num_stop_ids`)."""
+request's own stop ids (`num_stop_ids`). Tokens at positions below `min_position` (prompt length + min_tokens) may be
+none of these. `num_logprobs`, `num_prompt_logprobs`: as in `messages.SamplingParams`, -1 for none.
+
+What only some requests have lies in the plan's `extras` (int32) from `extras_start` on, in this order:
+
+num_bias        x 2  logit_bias: token ids, then as many float32 (their bits)
+bad_words_size  x 1  for each word its length and its token ids
+num_seen        x 2  under penalties: distinct tokens of the sequence, ascending, then for each 2 * (times in the
+                     output) + (1 if in the prompt)
+num_recent      x 1  under bad words: the newest output tokens, at most MAX_BAD_WORD_TOKENS - 1, oldest first"""
 
 BLOCK_APPEND: Final = record(12, slot=("<i4", 0), index=("<i4", 4), block=("<i4", 8))
 """block_table[slot, index] = block."""
@@ -106,6 +144,7 @@ TOKEN_HEADER: Final = record(
     64,
     sequence=("<u8", 0),
     num_rows=("<i4", 8),
+    num_logprobs=("<i4", 12),
     begin_ns=("<i8", 16),
     end_ns=("<i8", 24),
 )
@@ -115,6 +154,22 @@ TOKEN_HEADER: Final = record(
 TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
 """A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step);
 `finish` is a `messages.Finish` (NONE, EOS or STOP_TOKEN; the coordinator knows LENGTH by itself)."""
+
+LOGPROB: Final = record(
+    192,
+    slot=("<i4", 0),
+    generation=("<u4", 4),
+    position=("<i4", 8),
+    token=("<i4", 12),
+    logprob=("<f4", 16),
+    rank=("<i4", 20),
+    num_top=("<i4", 24),
+    top_ids=(("<i4", (MAX_LOGPROBS,)), 32),
+    top_logprobs=(("<f4", (MAX_LOGPROBS,)), 112),
+)
+"""Log-probability of the token at `position` of a sequence, under the model's unmodified distribution: before
+temperature, penalties, bias and filters. `rank` is 1 for the most likely token. `num_top` most likely tokens stand
+beside it, by falling logit and rising id. Writer: the worker that owns the ring."""
 
 ENGINE_STATS: Final = record(
     512,
@@ -144,5 +199,30 @@ ENGINE_STATS: Final = record(
 confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
 between the end of a step and the begin of the next while there was one to run."""
 
-WORKER_HEARTBEAT: Final = record(CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8))
-"""One per worker, in the stats segment behind ENGINE_STATS. Writer: that worker, before and after each step."""
+WORKER_HEARTBEAT: Final = record(
+    CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), running_step=("<u8", 16), collective=("<u8", 24),
+    waiting_for=("<i4", 32), waiting_in=("<i4", 36),
+)  # fmt: skip
+"""One per worker, in the stats segment behind ENGINE_STATS. Writer: that worker.
+
+`heartbeat_ns`: CLOCK_MONOTONIC, renewed before and after each step, in every collective and, while it waits for
+another rank, about ten times a second: a rank whose own does not advance is stuck by itself. `step`: the last one
+finished; `running_step`: the one under way, 0 between steps. `collective`: how many this rank has begun.
+`waiting_for`: 1 + the rank that it waits for in a collective, 0 when it does not wait; `waiting_in`: which kind of
+collective (`messages.CollectiveKind`)."""
+
+KIND_COLLECTIVES: Final = 4
+
+COLLECTIVE_GROUP: Final = record(CACHE_LINE, released=("<u4", 0))
+"""Behind the header of a collectives segment. `released`: the last barrier that all ranks have reached, modulo 2^32;
+a futex. Written by the rank that arrives last; where several believe that they are, they write the same value."""
+
+COLLECTIVE_RANK: Final = record(
+    CACHE_LINE, arrived=("<u4", 0), asleep=("<u4", 4), closed=("<u4", 8), operation=(("<u8", (2,)), 16)
+)
+"""One per rank, behind COLLECTIVE_GROUP. Writer: that rank.
+
+`arrived`: the last barrier that it has reached, modulo 2^32. `asleep`: 1 while it waits for `released` in the kernel.
+`closed`: 1 when it has left. `operation`: what the data in each of its two buffers belongs to, so that ranks that
+have come apart notice (`gpu_worker.collectives.shm`). Publish order: buffer and `operation`, `arrived`, `released`,
+each with the atomics of `gpu_worker.collectives.atomics`, never by numpy."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from albireo.config import SchedulerConfig
+from albireo.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS_ENTRIES, MAX_LOGIT_BIAS
 from albireo.shm import layout
 from albireo.shm.ring import RingConsumer, RingGeometry, RingProducer
 from albireo.shm.segment import Segment, align
@@ -20,10 +21,16 @@ def max_appends(scheduler: SchedulerConfig) -> int:
     return scheduler.max_num_seqs + 2 * scheduler.max_blocks_per_seq
 
 
+def max_extras(scheduler: SchedulerConfig) -> int:
+    """Most int32 of `extras` in one plan: two requests that use all of it (every token of the longest sequence under
+    penalties, all bias and bad words), or many that use a little. Who finds no room is admitted in the next step."""
+    return 2 * (2 * scheduler.max_model_len + 2 * MAX_LOGIT_BIAS + MAX_BAD_WORDS_ENTRIES + MAX_BAD_WORD_TOKENS)
+
+
 class PlanSlot:
     """Views of one slot. The header counts how much of each array is filled."""
 
-    __slots__ = ("admissions", "appends", "chunk_tokens", "chunks", "header", "rows")
+    __slots__ = ("admissions", "appends", "chunk_tokens", "chunks", "extras", "header", "rows")
 
     def __init__(self, segment: Segment, offset: int, scheduler: SchedulerConfig) -> None:
         def take(dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
@@ -39,6 +46,7 @@ class PlanSlot:
         self.admissions = take(layout.ADMISSION, scheduler.max_num_seqs)
         self.appends = take(layout.BLOCK_APPEND, max_appends(scheduler))
         self.chunk_tokens = take(int32, scheduler.max_num_batched_tokens)
+        self.extras = take(int32, max_extras(scheduler))
 
 
 class PlanRing:
@@ -53,6 +61,7 @@ class PlanRing:
             layout.ADMISSION.itemsize * scheduler.max_num_seqs,
             layout.BLOCK_APPEND.itemsize * max_appends(scheduler),
             4 * scheduler.max_num_batched_tokens,
+            4 * max_extras(scheduler),
         ]
         # one step executing, run_ahead planned, one that is being filled
         self.geometry = RingGeometry(scheduler.run_ahead + 2, sum(align(size) for size in sizes), num_workers)

@@ -11,13 +11,17 @@ from albireo.shm.segment import Segment, align
 
 
 class TokenSlot:
-    """Views of one slot: `header` (TOKEN_HEADER[1]) and `rows` (TOKEN_ROW[max_num_seqs])."""
+    """Views of one slot: `header` (TOKEN_HEADER[1]), `rows` (TOKEN_ROW[max_num_seqs]) and `logprobs` (LOGPROB), which
+    has room for every row and every prompt token of a step; its pages cost nothing while nobody asks."""
 
-    __slots__ = ("header", "rows")
+    __slots__ = ("header", "logprobs", "rows")
 
-    def __init__(self, segment: Segment, offset: int, max_rows: int) -> None:
+    def __init__(self, segment: Segment, offset: int, max_rows: int, max_logprobs: int) -> None:
         self.header = segment.array(layout.TOKEN_HEADER, offset, 1)
-        self.rows = segment.array(layout.TOKEN_ROW, offset + layout.TOKEN_HEADER.itemsize, max_rows)
+        offset += layout.TOKEN_HEADER.itemsize
+        self.rows = segment.array(layout.TOKEN_ROW, offset, max_rows)
+        offset += align(layout.TOKEN_ROW.itemsize * max_rows)
+        self.logprobs = segment.array(layout.LOGPROB, offset, max_logprobs)
 
 
 class TokenRing:
@@ -25,10 +29,15 @@ class TokenRing:
 
     def __init__(self, scheduler: SchedulerConfig) -> None:
         self._max_rows = scheduler.max_num_seqs
-        slot_bytes = layout.TOKEN_HEADER.itemsize + align(layout.TOKEN_ROW.itemsize * self._max_rows)
+        self._max_logprobs = scheduler.max_num_seqs + scheduler.max_num_batched_tokens
+        rows_bytes = align(layout.TOKEN_ROW.itemsize * self._max_rows)
+        slot_bytes = layout.TOKEN_HEADER.itemsize + rows_bytes + layout.LOGPROB.itemsize * self._max_logprobs
         # as many as there can be unconfirmed steps, and one: a worker never waits for the coordinator to read
         self.geometry = RingGeometry(scheduler.run_ahead + 2, slot_bytes, 1)
-        self._fields = self.geometry.header_fields() | {"max_rows": self._max_rows}
+        self._fields = self.geometry.header_fields() | {
+            "max_rows": self._max_rows,
+            "max_tokens": self._max_logprobs,
+        }
 
     def initialise(self, fd: int) -> None:
         """Writes the header; the supervisor's part."""
@@ -38,7 +47,7 @@ class TokenRing:
         segment = Segment(fd)
         segment.check_header(layout.KIND_TOKEN_RING, **self._fields)
         offsets = [self.geometry.slot_offset(index) for index in range(self.geometry.num_slots)]
-        slots = [TokenSlot(segment, offset, self._max_rows) for offset in offsets]
+        slots = [TokenSlot(segment, offset, self._max_rows, self._max_logprobs) for offset in offsets]
         return segment, slots, [slot.header["sequence"] for slot in slots]
 
     def writer(self, fd: int) -> "TokenWriter":

@@ -3,16 +3,18 @@
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from fake_device import FakeDevice, reference
 
 from albireo.config import SchedulerConfig
 from albireo.coordinator.request import Request
+from albireo.coordinator.results import ConfirmedLogprobs
 from albireo.coordinator.scheduler import Scheduler
 from albireo.messages import Finish, SamplingParams
 from albireo.shm import segment
-from albireo.shm.plan_ring import PlanRing
+from albireo.shm.plan_ring import PlanRing, PlanSlot
 
 EOS = (3, 4)
 
@@ -25,6 +27,8 @@ class Expected:
     received: list[int] = field(default_factory=list)
     finished: Finish = Finish.NONE
     aborted: bool = False
+    scored: list[tuple[int, int]] = field(default_factory=list)
+    """(position, token) of the logprobs that arrived."""
 
 
 class Engine:
@@ -35,7 +39,7 @@ class Engine:
         self.scheduler = Scheduler(config, num_blocks, EOS, hash_key=b"key")
         self.device = FakeDevice(config, num_blocks)
         self.requests: dict[int, Expected] = {}
-        self._executed: deque[np.ndarray] = deque()
+        self._executed: deque[tuple[np.ndarray, np.ndarray]] = deque()
         ring = PlanRing(config, 1)
         fd = segment.create("plan", ring.geometry.size)
         ring.initialise(fd)
@@ -44,10 +48,13 @@ class Engine:
 
     def submit(
         self, prompt: list[int], max_tokens: int = 8, *, stop: tuple[int, ...] = (), ignore_eos: bool = False,
-        priority: int = 0, salt: str = "",
+        priority: int = 0, salt: str = "", **parameters: Any,
     ) -> Expected:  # fmt: skip
+        """`parameters` of SamplingParams that the fake device does not obey, but what they ask for must arrive."""
         request_id = len(self.requests)
-        sampling = SamplingParams(max_tokens=max_tokens, seed=request_id, stop_token_ids=stop, ignore_eos=ignore_eos)
+        sampling = SamplingParams(
+            max_tokens=max_tokens, seed=request_id, stop_token_ids=stop, ignore_eos=ignore_eos, **parameters
+        )
         max_total = min(len(prompt) + max_tokens, self.config.max_model_len)
         request = Request(
             frontend=request_id % 2, request_id=request_id, sampling=sampling, tokens=np.array(prompt, np.int32),
@@ -68,10 +75,31 @@ class Engine:
         scheduler = self.scheduler
         if scheduler.num_in_flight > self.config.run_ahead or not self._writer.has_room() or not scheduler.has_work:
             return False
-        if not scheduler.plan(self._writer.next_slot()):
+        plan = self._writer.next_slot()
+        if not scheduler.plan(plan):
             return False
+        self._check_extras(plan)
         self._writer.publish()
         return True
+
+    def _check_extras(self, plan: PlanSlot) -> None:
+        """Requests under penalties are admitted with what they have said so far."""
+        for entry in plan.admissions[: plan.header["num_admissions"][0]]:
+            request = self.scheduler.slots.requests[int(entry["slot"])]
+            assert request is not None
+            extras = plan.extras[int(entry["extras_start"]) :]
+            bias, words, seen = 2 * int(entry["num_bias"]), int(entry["bad_words_size"]), int(entry["num_seen"])
+            assert extras[: bias // 2].tolist() == [token for token, _ in request.sampling.logit_bias]
+            ids, counts = extras[bias + words :][: 2 * seen].reshape(2, seen).tolist()
+            tokens = request.tokens.tolist()
+            prompt, output = tokens[: request.num_prompt_tokens], tokens[request.num_prompt_tokens :]
+            if request.sampling.presence_penalty:
+                expected = {token: 2 * output.count(token) + (token in prompt) for token in sorted(set(tokens))}
+                assert dict(zip(ids, counts, strict=True)) == expected
+            else:
+                assert not seen
+            recent = extras[bias + words + 2 * seen :][: int(entry["num_recent"])].tolist()
+            assert recent == (output[-15:] if request.sampling.bad_words else [])
 
     def execute(self) -> bool:
         plan = self._reader.poll()
@@ -87,7 +115,8 @@ class Engine:
     def confirm(self) -> bool:
         if not self._executed:
             return False
-        rows = self.scheduler.confirm(self._executed.popleft())
+        rows = self.scheduler.confirm(*self._executed.popleft())
+        self._take_logprobs(rows.logprobs)
         columns = (rows.frontends, rows.request_ids, rows.tokens, rows.finish)
         for frontend, request_id, token, finish in zip(*(column.tolist() for column in columns), strict=True):
             expected = self.requests[request_id]
@@ -97,6 +126,23 @@ class Engine:
             expected.received.append(token)
             expected.finished = Finish(finish)
         return True
+
+    def _take_logprobs(self, logprobs: ConfirmedLogprobs) -> None:
+        columns = (logprobs.frontends, logprobs.request_ids, logprobs.records)
+        for frontend, request_id, record in zip(*columns, strict=True):
+            expected = self.requests[int(request_id)]
+            assert frontend == expected.request.frontend
+            assert not expected.aborted
+            assert expected.finished is Finish.NONE, "a logprob came after the terminal event"
+            expected.scored.append((int(record["position"]), int(record["token"])))
+
+    def _check_logprobs(self, expected: Expected) -> None:
+        """Each logprob that was asked for came once, in order."""
+        sampling, num_prompt = expected.request.sampling, expected.request.num_prompt_tokens
+        sequence = [*expected.request.tokens[:num_prompt].tolist(), *expected.received]
+        first = 1 if sampling.prompt_logprobs >= 0 else num_prompt
+        end = len(sequence) if sampling.logprobs >= 0 else num_prompt
+        assert expected.scored == list(enumerate(sequence))[first:end]
 
     def run(self, limit: int = 100_000) -> None:
         """Until nothing is left to do."""
@@ -127,6 +173,7 @@ class Engine:
             else:
                 assert expected.received == expected.tokens
                 assert expected.finished is expected.finish
+                self._check_logprobs(expected)
         assert self.scheduler.pool.num_used == 0
         assert self.scheduler.slots.num_running == 0
-        assert not self.scheduler._preempted_in_flight
+        assert not self.scheduler._results._preempted

@@ -58,8 +58,9 @@ class FakeDevice:
         self._last_token = np.zeros(config.num_slots, np.int32)
         self._num_tokens = np.zeros(config.num_slots, np.int32)
 
-    def execute(self, plan: PlanSlot) -> np.ndarray:
-        """One step's TOKEN_ROWs."""
+    def execute(self, plan: PlanSlot) -> tuple[np.ndarray, np.ndarray]:
+        """One step's TOKEN_ROWs and LOGPROBs."""
+        self._scores: list[tuple[int, int, int]] = []
         header = plan.header[0]
         if header["rows_changed"]:
             self._rows = plan.rows[: header["num_rows"]].tolist()
@@ -72,7 +73,9 @@ class FakeDevice:
             self._block_table[slot, index] = block
         results = [self._decode(slot) for slot in self._rows]
         offset = 0
-        for slot, start, num_tokens, samples in plan.chunks[: header["num_chunks"]].tolist():
+        for chunk in plan.chunks[: header["num_chunks"]]:
+            slot, start, num_tokens, samples = (int(chunk[name]) for name in ("slot", "start", "num_tokens", "samples"))
+            self._score(plan, chunk, offset)
             cell = 0
             for position in range(start, start + num_tokens):
                 cell = self._write(slot, position, int(plan.chunk_tokens[offset]))
@@ -83,7 +86,25 @@ class FakeDevice:
         for row, (slot, token, finish) in zip(rows, results, strict=True):
             row["slot"], row["token"], row["finish"] = slot, token, finish
             row["generation"] = self._admission[slot]["generation"]
-        return rows
+        return rows, self._records(rows)
+
+    def _score(self, plan: PlanSlot, chunk: np.void, offset: int) -> None:
+        """Which prompt tokens the plan wants scored, by its words in layout.CHUNK."""
+        start, end = int(chunk["start"]), int(chunk["start"] + chunk["num_tokens"])
+        for position in range(max(int(chunk["score_from"]), start + 1), end + 1):
+            token = int(plan.chunk_tokens[offset + position - start]) if position < end else int(chunk["next_token"])
+            if token >= 0:
+                self._scores.append((int(chunk["slot"]), position, token))
+
+    def _records(self, rows: np.ndarray) -> np.ndarray:
+        """Scores first, then a record for each live row whose request asked."""
+        asked = [row for row in rows if row["token"] >= 0 and self._admission[int(row["slot"])]["num_logprobs"] >= 0]
+        sampled = [(int(row["slot"]), int(self._num_tokens[row["slot"]]) - 1, int(row["token"])) for row in asked]
+        records = np.zeros(len(self._scores) + len(sampled), layout.LOGPROB)
+        for record, (slot, position, token) in zip(records, self._scores + sampled, strict=True):
+            record["slot"], record["position"], record["token"] = slot, position, token
+            record["generation"] = self._admission[slot]["generation"]
+        return records
 
     def _cell(self, slot: int, position: int) -> tuple[int, int]:
         block = int(self._block_table[slot, position // self._block_size])

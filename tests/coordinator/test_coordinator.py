@@ -12,11 +12,11 @@ from fake_device import FakeDevice, reference
 
 from albireo import sockets
 from albireo.config import CoordinatorConfig, SchedulerConfig, SegmentFds
-from albireo.coordinator.coordinator import Coordinator
+from albireo.coordinator.coordinator import Coordinator, RanksDifferError
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
-from albireo.shm import segment, stats
+from albireo.shm import layout, segment, stats
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
@@ -26,9 +26,9 @@ NUM_BLOCKS = 20
 
 
 class Harness:
-    """A coordinator, its worker and two frontends' sockets."""
+    """A coordinator, its workers and two frontends' sockets."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, num_workers: int = 1) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = self._open(zmq.ROUTER)
         router.bind(f"ipc://{run_dir}/router.sock")
@@ -38,25 +38,30 @@ class Harness:
             dealer.setsockopt(zmq.IDENTITY, f"frontend-{index}".encode())
             dealer.connect(f"ipc://{run_dir}/router.sock")
             self.frontends.append(dealer)
-        plan_ring, token_ring = PlanRing(SCHEDULER, 1), TokenRing(SCHEDULER)
-        fds = [segment.create("x", size) for size in (plan_ring.geometry.size, token_ring.geometry.size, 4096)]
-        plan_ring.initialise(fds[0])
-        token_ring.initialise(fds[1])
-        stats.initialise(fds[2], 1)
-        self.stats = stats.EngineStats(fds[2]).engine
-        self._plans, self._tokens = plan_ring.reader(fds[0], 0), token_ring.writer(fds[1])
+        plan_ring, token_ring = PlanRing(SCHEDULER, num_workers), TokenRing(SCHEDULER)
+        token_sizes = [token_ring.geometry.size] * num_workers
+        fds = [segment.create("x", size) for size in (plan_ring.geometry.size, 4096, *token_sizes)]
+        plan_fd, stats_fd, *token_fds = fds
+        plan_ring.initialise(plan_fd)
+        for fd in token_fds:
+            token_ring.initialise(fd)
+        stats.initialise(stats_fd, num_workers)
+        self.stats = stats.EngineStats(stats_fd).engine
+        self._plans = [plan_ring.reader(plan_fd, rank) for rank in range(num_workers)]
+        self._tokens = [token_ring.writer(fd) for fd in token_fds]
         self._device = FakeDevice(SCHEDULER, NUM_BLOCKS)
         self._decoder = frontend_decoder()
         self.now_ns = 1
         config = CoordinatorConfig(
             name="coordinator-0", run_dir=run_dir, log_level="info", scheduler=SCHEDULER,
-            segments=SegmentFds(fds[0], (fds[1],), fds[2]), eos_token_ids=EOS, vocab_size=50, num_workers=1,
+            segments=SegmentFds(plan_fd, tuple(token_fds), stats_fd), eos_token_ids=EOS, vocab_size=50,
+            num_workers=num_workers,
         )  # fmt: skip
         bell = sockets.plan_bell(self._context, run_dir)
         self._closables: list[Any] = [router, *self.frontends, bell]
         self.coordinator = Coordinator(
-            config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key"), plan_ring.writer(fds[0]),
-            [token_ring.reader(fds[1])], router, bell, Telemetry(self.stats), lambda: self.now_ns,
+            config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key", num_workers), plan_ring.writer(plan_fd),
+            [token_ring.reader(fd) for fd in token_fds], router, bell, Telemetry(self.stats), lambda: self.now_ns,
         )  # fmt: skip
         for fd in fds:
             os.close(fd)
@@ -78,19 +83,31 @@ class Harness:
         self.send(frontend, encode(Submit(request_id, data, params)))
 
     def work(self) -> bool:
-        """The worker's part of one step."""
-        plan = self._plans.poll()
-        if plan is None:
+        """All ranks' part of one step."""
+        plans = [reader.poll() for reader in self._plans]
+        if plans[0] is None:
             return False
-        result = self._tokens.next_slot()
-        rows = self._device.execute(plan)
+        rows, logprobs = self._device.execute(plans[0])
+        for rank in range(len(plans)):
+            self.publish(rank, rows, logprobs)
+        return True
+
+    def publish(self, rank: int, rows: np.ndarray, logprobs: np.ndarray) -> None:
+        """One rank's results of the plan that it polled last."""
+        result = self._tokens[rank].next_slot()
         result.rows[: rows.size] = rows
-        result.header["num_rows"] = rows.size
+        result.logprobs[: logprobs.size] = logprobs
+        result.header["num_rows"], result.header["num_logprobs"] = rows.size, logprobs.size
         result.header["begin_ns"], result.header["end_ns"] = self.now_ns, self.now_ns + 1000
         self.now_ns += 2000
-        self._tokens.publish()
-        self._plans.consume()
-        return True
+        self._tokens[rank].publish()
+        self._plans[rank].consume()
+
+    def execute(self) -> tuple[np.ndarray, np.ndarray]:
+        """The results of the next plan, for `publish`."""
+        plans = [reader.poll() for reader in self._plans]
+        assert plans[0] is not None
+        return self._device.execute(plans[0])
 
     def run(self) -> None:
         """Until nothing moves: a message in a socket counts as moving."""
@@ -149,6 +166,7 @@ def test_each_frontend_hears_of_its_own_requests_one_message_a_step(harness: Har
         ([50], 5, {}, "prompt", "between 0 and 49"),
         ([-1], 5, {}, "prompt", "between 0 and 49"),
         ([1], 5, {"stop_token_ids": tuple(range(15))}, "stop_token_ids", "at most 14"),
+        ([1], 5, {"bad_words": ((1,) * 16,) * 61}, "bad_words", "may be 1024 in all"),
     ],
 )
 def test_a_request_that_slipped_through_the_frontend_is_rejected_and_disturbs_nobody(
@@ -209,3 +227,57 @@ def test_the_counters_tell_what_was_done(harness: Harness) -> None:
     assert stats["num_steps"] == stats["num_confirmed_steps"] >= 6
     assert stats["step_device_ns"] == 1000 * stats["num_confirmed_steps"]
     assert stats["num_blocks"] == NUM_BLOCKS
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Iterator[Harness]:
+    harness = Harness(str(tmp_path), num_workers=2)
+    yield harness
+    harness.close()
+
+
+def test_a_step_is_confirmed_when_the_last_rank_has_published_it(two_ranks: Harness) -> None:
+    two_ranks.submit(0, 7, [1, 2, 3])
+    two_ranks.frontends[0].poll(50)
+    two_ranks.coordinator.step()
+    results = two_ranks.execute()
+    two_ranks.publish(1, *results)
+    two_ranks.coordinator.step()
+    assert two_ranks.received(0) == []
+    two_ranks.publish(0, *results)
+    two_ranks.coordinator.step()
+    assert len(outputs(two_ranks.received(0))[7][0]) == 1
+    two_ranks.run()
+    assert two_ranks.stats["num_running"][0] == 0
+
+
+def test_ranks_that_sampled_different_tokens_end_the_engine(two_ranks: Harness) -> None:
+    two_ranks.submit(0, 7, [1, 2, 3])
+    two_ranks.frontends[0].poll(50)
+    two_ranks.coordinator.step()
+    rows, logprobs = two_ranks.execute()
+    two_ranks.publish(0, rows, logprobs)
+    rows["token"] += 1
+    two_ranks.publish(1, rows, logprobs)
+    with pytest.raises(RanksDifferError, match="worker-0 and worker-1 sampled different tokens in step 1"):
+        two_ranks.coordinator.step()
+
+
+def test_logprobs_reach_the_requests_that_asked(harness: Harness) -> None:
+    harness.submit(0, 1, [1, 2, 5], logprobs=2)
+    harness.submit(0, 2, [1, 2, 6])
+    harness.submit(1, 1, [9] * 40, prompt_logprobs=0)
+    harness.run()
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    tokens = []
+    for frontend in (0, 1):
+        messages = [message for message in harness.received(frontend) if isinstance(message, Tokens)]
+        tokens.append(outputs(messages))
+        for message in messages:
+            ids = np.frombuffer(message.logprob_request_ids, np.uint64).tolist()
+            for request_id, record in zip(ids, np.frombuffer(message.logprobs, layout.LOGPROB), strict=True):
+                found.setdefault((frontend, request_id), []).append((int(record["position"]), int(record["token"])))
+    assert found == {
+        (0, 1): list(enumerate(tokens[0][1][0], 3)),
+        (1, 1): [(position, 9) for position in range(1, 40)],
+    }

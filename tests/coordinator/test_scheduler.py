@@ -189,7 +189,7 @@ def test_tokens_in_flight_at_a_preemption_are_delivered_and_not_computed_again()
     sampled = 0
     while engine.plan() | engine.confirm():
         if engine.execute():
-            sampled += int((engine._executed[-1]["token"] >= 0).sum())
+            sampled += int((engine._executed[-1][0]["token"] >= 0).sum())
     engine.check_results()
     assert engine.scheduler.counters.num_preemptions > 0
     assert sampled == 4 * 30

@@ -1,11 +1,15 @@
 """Random arrivals, aborts, EOS and block exhaustion in any order of planning, executing and confirming."""
 
+from typing import Any
+
 from engine import Engine
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from albireo.config import SchedulerConfig, SchedulingPolicy
+
+SPECIAL = {"presence_penalty": 0.5, "logit_bias": ((3, 1.0), (9, -1.0)), "bad_words": ((5,),)}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -32,13 +36,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         shared=st.integers(0, 20), own=st.lists(st.integers(0, 49), min_size=1, max_size=12),
         max_tokens=st.integers(1, 25), ignore_eos=st.booleans(), stop=st.sampled_from([(), (7,), (7, 9, 11)]),
         priority=st.integers(-2, 2), salt=st.sampled_from(["", "", "", "tenant"]),
+        asks=st.sampled_from([{}, {}, {"logprobs": 2}, {"prompt_logprobs": 0}, {"logprobs": 0, "prompt_logprobs": 5}]),
+        special=st.sampled_from([{}, {}, {"presence_penalty": 1.0}, {"bad_words": ((1, 2), (3,))}, SPECIAL]),
     )  # fmt: skip
     def submit(
         self, shared: int, own: list[int], max_tokens: int, ignore_eos: bool, stop: tuple[int, ...], priority: int,
-        salt: str,
+        salt: str, asks: dict[str, Any], special: dict[str, Any],
     ) -> None:  # fmt: skip
         prompt = [*range(shared), *own]
-        self.engine.submit(prompt, max_tokens, ignore_eos=ignore_eos, stop=stop, priority=priority, salt=salt)
+        self.engine.submit(
+            prompt, max_tokens, ignore_eos=ignore_eos, stop=stop, priority=priority, salt=salt, **asks, **special
+        )
 
     @rule(index=st.integers(0, 1000))
     def abort(self, index: int) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from thread_group import ThreadGroup
 
 from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
-from albireo.config import Dtype, SchedulerConfig, SegmentFds, WorkerConfig
+from albireo.checkpoint.shard import shard_model
+from albireo.config import Dtype, SamplingMode, SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.coordinator.request import Request
 from albireo.coordinator.scheduler import Scheduler
+from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Finish, SamplingParams
-from albireo.shm import segment
+from albireo.shm import layout, segment
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
@@ -28,61 +31,88 @@ class Result:
     finish: Finish = Finish.NONE
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
     """By position of the token that they yield, float32 [vocab_size]."""
+    logprobs: dict[int, np.void] = field(default_factory=dict)
+    """LOGPROB records by position."""
 
 
 class Pipeline:
-    """Requests are told apart on the device by their seeds, so give each its own."""
+    """Scheduler, rings and `size` ranks, which are threads that take turns. Requests are told apart on the device by
+    their seeds, so give each its own."""
 
     def __init__(
-        self, path: Path, config: SchedulerConfig, num_blocks: int, dtype: Dtype = "float32", eos: tuple[int, ...] = ()
-    ) -> None:
+        self, path: Path, config: SchedulerConfig, num_blocks: int, dtype: Dtype = "float32", eos: tuple[int, ...] = (),
+        size: int = 1, sampling_mode: SamplingMode = "local",
+    ) -> None:  # fmt: skip
         checkpoint = read_checkpoint(str(path))
         self.config = config
-        self.scheduler = Scheduler(config, num_blocks, eos, hash_key=b"key")
+        self.scheduler = Scheduler(config, num_blocks, eos, b"key", size, sampling_mode)
         self.results: dict[int, Result] = {}
         self._arrived = 0
-        plan_ring, token_ring = PlanRing(config, 1), TokenRing(config)
+        self._vocab_size = checkpoint.model.vocab_size
+        plan_ring, token_ring = PlanRing(config, size), TokenRing(config)
         plan_fd = segment.create("plan", plan_ring.geometry.size)
-        token_fd = segment.create("token", token_ring.geometry.size)
+        token_fds = [segment.create("token", token_ring.geometry.size) for _ in range(size)]
         plan_ring.initialise(plan_fd)
-        token_ring.initialise(token_fd)
-        self._plans, self._tokens = plan_ring.writer(plan_fd), token_ring.reader(token_fd)
-        worker_config = WorkerConfig(
-            name="worker-0", run_dir="", log_level="info", scheduler=config,
-            segments=SegmentFds(plan_fd, (token_fd,), -1), rank=0, model=checkpoint.model,
-            model_path=checkpoint.path, device="cpu", dtype=dtype,
-            kv_cache_bytes=num_blocks * kv_bytes_per_block(checkpoint.model, config.block_size, dtype),
-            num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
-        )  # fmt: skip
-        self.device = CpuDevice(worker_config, lambda stage, fraction: None)
-        assert self.device.num_kv_blocks == num_blocks
-        self._worker = Worker(
-            self.device, plan_ring.reader(plan_fd, 0), token_ring.writer(token_fd), lambda: None,
-            {"heartbeat_ns": 0, "step": 0}, time.monotonic_ns,  # type: ignore[arg-type]
-        )  # fmt: skip
-        os.close(plan_fd)
-        os.close(token_fd)
-        self._capture_logits()
+        for fd in token_fds:
+            token_ring.initialise(fd)
+        self._plans, self._tokens = plan_ring.writer(plan_fd), [token_ring.reader(fd) for fd in token_fds]
+        self._group = ThreadGroup(size) if size > 1 else None
+        self._captured: list[list[torch.Tensor]] = [[] for _ in range(size)]
+        local = shard_model(checkpoint.model, 0, size).local(checkpoint.model)
+        block_bytes = kv_bytes_per_block(local, config.block_size, dtype)
 
-    def _capture_logits(self) -> None:
-        sample = self.device._sample
-        compute_logits = self.device._model.compute_logits
-        captured: list[torch.Tensor] = []
+        def start(rank: int) -> Worker:
+            worker_config = WorkerConfig(
+                name=f"worker-{rank}", run_dir="", log_level="info", scheduler=config,
+                segments=SegmentFds(plan_fd, tuple(token_fds), -1), rank=rank, num_workers=size,
+                sampling_mode=sampling_mode, collectives="shm", model=checkpoint.model,
+                model_path=checkpoint.path, device="cpu", dtype=dtype, kv_cache_bytes=num_blocks * block_bytes,
+                num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
+            )  # fmt: skip
+            collectives = self._group.collectives[rank] if self._group else Alone()
+            device = CpuDevice(worker_config, collectives, lambda: None, lambda stage, fraction: None)
+            assert device.num_kv_blocks == num_blocks
+            self._capture_logits(rank, device)
+            return Worker(
+                device, plan_ring.reader(plan_fd, rank), token_ring.writer(token_fds[rank]), lambda: None,
+                np.zeros(1, layout.WORKER_HEARTBEAT), time.monotonic_ns,
+            )  # fmt: skip
+
+        self._workers = self._group.run(start) if self._group else [start(0)]
+        for fd in (plan_fd, *token_fds):
+            os.close(fd)
+
+    def _capture_logits(self, rank: int, device: CpuDevice) -> None:
+        sample, compute_logits, captured = device._sample, device._model.compute_logits, self._captured[rank]
 
         def capture(hidden: torch.Tensor) -> torch.Tensor:
             captured.append(compute_logits(hidden))
             return captured[-1]
 
-        def sample_and_keep(hidden: torch.Tensor, inputs: Any) -> Any:
-            output = sample(hidden, inputs)
-            seeds = self.device.state._seed[inputs.sampled_slots].tolist()
-            rows = captured.pop().float()
-            for seed, position, row in zip(seeds, inputs.sampled_positions.tolist(), rows, strict=True):
-                self.results[seed].logits[position] = row.clone()
+        def sample_and_keep(hidden: torch.Tensor, inputs: Any, *rest: Any) -> Any:
+            captured.clear()  # of prompt scores
+            output = sample(hidden, inputs, *rest)
+            captured[0] = captured[0].float().clone()
+            if rank == 0:
+                self._sampled = (
+                    device.state.sampling.seed[inputs.sampled_slots].tolist(), inputs.sampled_positions.tolist()
+                )  # fmt: skip
             return output
 
-        self.device._model.compute_logits = capture  # type: ignore[method-assign]
-        self.device._sample = sample_and_keep  # type: ignore[method-assign]
+        device._model.compute_logits = capture  # type: ignore[method-assign]
+        device._sample = sample_and_keep  # type: ignore[method-assign]
+
+    def _step(self) -> None:
+        """Every rank runs the next plan."""
+        self._sampled: tuple[list[int], list[int]] = ([], [])
+        if self._group:
+            assert all(self._group.run(lambda rank: self._workers[rank].step())), "work is left and no plan for it"
+        else:
+            assert self._workers[0].step(), "work is left and no plan for it"
+        if self._sampled[0]:
+            logits = torch.cat([captured[0] for captured in self._captured], dim=1)[:, : self._vocab_size]
+            for seed, position, row in zip(*self._sampled, logits, strict=True):
+                self.results[seed].logits[position] = row.clone()
 
     def submit(self, prompt: list[int], sampling: SamplingParams) -> Result:
         result = self.results[sampling.seed] = Result(prompt)
@@ -109,13 +139,22 @@ class Pipeline:
                 if not scheduler.plan(self._plans.next_slot()):
                     break
                 self._plans.publish()
-            assert self._worker.step(), "work is left and no plan for it"
-            slot = self._tokens.poll()
-            assert slot is not None
-            rows = scheduler.confirm(slot.rows[: int(slot.header["num_rows"][0])].copy())
-            self._tokens.consume()
-            columns = (rows.request_ids, rows.tokens, rows.finish)
-            for request_id, token, finish in zip(*(column.tolist() for column in columns), strict=True):
-                self.results[request_id].tokens.append(token)
-                self.results[request_id].finish = Finish(finish)
+            self._step()
+            self._confirm()
         assert scheduler.pool.num_used == 0
+
+    def _confirm(self) -> None:
+        slots = [ring.poll() for ring in self._tokens]
+        counts = [(int(slot.header["num_rows"][0]), int(slot.header["num_logprobs"][0])) for slot in slots if slot]
+        outputs = [(slot.rows[:n].copy(), slot.logprobs[:m].copy()) for slot, (n, m) in zip(slots, counts, strict=True)]
+        for ring in self._tokens:
+            ring.consume()
+        for output in outputs[1:]:
+            assert all(np.array_equal(*pair) for pair in zip(output, outputs[0], strict=True)), "ranks disagree"
+        rows = self.scheduler.confirm(*outputs[0])
+        for request_id, record in zip(rows.logprobs.request_ids.tolist(), rows.logprobs.records, strict=True):
+            self.results[request_id].logprobs[int(record["position"])] = record
+        columns = (rows.request_ids, rows.tokens, rows.finish)
+        for request_id, token, finish in zip(*(column.tolist() for column in columns), strict=True):
+            self.results[request_id].tokens.append(token)
+            self.results[request_id].finish = Finish(finish)

@@ -40,7 +40,7 @@ def frontend_config(
 ) -> FrontendConfig:
     """A config for tests: context of 256 tokens, EOS 2."""
     settings: dict[str, Any] = {
-        "name": NAME, "run_dir": str(run_dir), "log_level": "info", "socket_fd": socket_fd,
+        "name": NAME, "run_dir": str(run_dir), "log_level": "info", "socket_fd": socket_fd, "max_logprobs": 20,
         "scheduler": SchedulerConfig(max_model_len=256), "segments": SegmentFds(-1, (), stats_fd),
         "model": model_config(402, (2,)), "generation_defaults": GenerationDefaults(),
         "served_model_names": (MODEL, "alias"), "tokenizer_path": str(tokenizer_path), "chat_template": None,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from fakes import logprob_records
 
 from albireo import sockets
 from albireo.errors import InternalError, UnavailableError
@@ -16,6 +17,7 @@ from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
 from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.stop_strings import StopStrings
+from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
     Abort,
     Admitted,
@@ -64,10 +66,10 @@ class Engine:
         self.router = router
         self.failures: list[Exception] = []
 
-    def submit(self, *stops: str) -> tuple[Generation, Log]:
+    def submit(self, *stops: str, scores: TokenScores | None = None, min_tokens: int = 0) -> tuple[Generation, Log]:
         log = Log()
         watcher = StopStrings(stops, include_in_output=False) if stops else None
-        generation = Generation(0, 1, Letters(), watcher, log)
+        generation = Generation(0, 1, Letters(), watcher, log, scores=scores, min_tokens=min_tokens)
         self.client.submit(generation, [1], SamplingParams(max_tokens=10), 0, "")
         return generation, log
 
@@ -85,7 +87,13 @@ class Engine:
         self.router.send_multipart([self.identity, encode(message)])
         await asyncio.sleep(0.05)
 
-    async def step(self, *rows: tuple[Generation, int, Finish], admitted: tuple[Admitted, ...] = ()) -> None:
+    async def step(
+        self,
+        *rows: tuple[Generation, int, Finish],
+        admitted: tuple[Admitted, ...] = (),
+        scored: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        """`scored`: request id and position of each log-probability."""
         await self.say(
             Tokens(
                 step=1,
@@ -93,6 +101,8 @@ class Engine:
                 token_ids=np.array([row[1] for row in rows], "<i4").tobytes(),
                 finish=np.array([row[2] for row in rows], "u1").tobytes(),
                 admitted=list(admitted),
+                logprob_request_ids=np.array([id_ for id_, _ in scored], "<u8").tobytes(),
+                logprobs=logprob_records([position for _, position in scored], [7] * len(scored), 0).tobytes(),
             )
         )
 
@@ -218,6 +228,53 @@ def test_a_message_of_another_kind_is_a_failure_of_the_link(play: Play) -> None:
         engine.router.send_multipart([engine.identity, encode(Abort([1]))])
         await asyncio.sleep(0.05)
         assert len(engine.failures) == 1
+
+    play(scene)
+
+
+def test_log_probabilities_go_to_their_requests_and_strangers_are_dropped(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        first, _ = engine.submit(scores=TokenScores(3, scores_prompt=True))
+        second, _ = engine.submit(scores=TokenScores(1, scores_prompt=False))
+        third, _ = engine.submit()
+        await engine.step(scored=((1, 1), (99, 1), (99, 2)))
+        await engine.step(
+            (third, 0, Finish.NONE),
+            (second, 0, Finish.NONE),
+            (first, 0, Finish.LENGTH),
+            scored=((1, 2), (1, 3), (2, 1), (3, 1), (77, 5)),
+        )
+        await engine.step((second, 1, Finish.LENGTH), scored=((1, 4), (2, 2)))
+        assert first.scores is not None
+        assert first.scores.prompt is not None
+        assert first.scores.prompt["position"].tolist() == [0, 1, 2]
+        assert first.take_scores()["position"].tolist() == [3]
+        assert second.take_scores()["position"].tolist() == [1, 2]
+        assert third.num_tokens == 1
+        assert engine.failures == []
+
+    play(scene)
+
+
+def test_a_stop_string_ends_nothing_before_min_tokens(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        generation, _ = engine.submit("a", min_tokens=2)
+        for _ in range(2):
+            await engine.step((generation, 0, Finish.NONE))
+        assert generation.finish_reason is None
+        await engine.step((generation, 0, Finish.NONE))
+        assert (generation.finish_reason, generation.take()[0], generation.num_tokens) == ("stop", "aa", 3)
+
+    play(scene)
+
+
+def test_log_probabilities_behind_a_stop_string_are_not_the_client_s(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        generation, _ = engine.submit("bc", scores=TokenScores(1, scores_prompt=False))
+        rows = [(generation, token, Finish.NONE) for token in range(4)]
+        await engine.step(*rows, scored=tuple((1, position) for position in range(1, 5)))
+        assert generation.finish_reason == "stop"
+        assert generation.take_scores()["position"].tolist() == [1, 2, 3]
 
     play(scene)
 

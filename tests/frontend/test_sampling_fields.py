@@ -8,7 +8,7 @@ from albireo import limits
 from albireo.checkpoint import GenerationDefaults
 from albireo.errors import RequestError
 from albireo.frontend.requests import ChatRequest, CompletionRequest
-from albireo.frontend.sampling import ModelBounds, sampling_params, stop_strings
+from albireo.frontend.sampling import ModelBounds, num_logprobs, sampling_params, stop_strings
 from albireo.messages import SamplingParams
 
 NOTHING = GenerationDefaults()
@@ -64,6 +64,49 @@ def test_stop_ids_and_the_model_s_own_share_one_table() -> None:
         params(stop_token_ids=list(range(most + 1)))
     assert len(params(stop_token_ids=list(range(most + 2)), ignore_eos=True).stop_token_ids) == most + 2
     assert params(stop_token_ids=[7, 7, 8]).stop_token_ids == (7, 8)
+
+
+def test_penalties_and_min_tokens_go_to_the_engine_as_they_are() -> None:
+    got = params(presence_penalty=-2.0, frequency_penalty=0.5, repetition_penalty=1.1, min_tokens=16)
+    assert (got.presence_penalty, got.frequency_penalty, got.repetition_penalty) == (-2.0, 0.5, 1.1)
+    assert got.min_tokens == 16
+    with pytest.raises(RequestError, match="min_tokens must be at most 16"):
+        params(min_tokens=17)
+
+
+def test_logit_bias_is_by_token_id() -> None:
+    assert params(logit_bias={"5": -100.0, "0": 1.0, "999": 100.0}).logit_bias == ((5, -100.0), (0, 1.0), (999, 100.0))
+    assert params(logit_bias={}).logit_bias == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (-1, -1)),
+        ({"logprobs": 0}, (0, -1)),
+        ({"logprobs": 5}, (5, -1)),
+        ({"logprobs": 5, "echo": True}, (5, 5)),
+        ({"echo": True}, (-1, -1)),
+        ({"prompt_logprobs": 0}, (-1, 0)),
+        ({"prompt_logprobs": 7, "logprobs": 2, "echo": True}, (2, 7)),
+        ({"prompt_logprobs": 1, "logprobs": 2, "echo": True}, (2, 2)),
+    ],
+    ids=str,
+)
+def test_how_many_logprobs_a_completion_asks_for(fields: dict[str, Any], expected: tuple[int, int]) -> None:
+    got = params(**fields)
+    assert (got.logprobs, got.prompt_logprobs) == expected
+
+
+def test_how_many_logprobs_a_chat_asks_for() -> None:
+    bounds = ModelBounds(100, 1000, (1, 2), NOTHING)
+
+    def asked(**fields: Any) -> tuple[int, int]:
+        return num_logprobs(ChatRequest(messages=[], **fields), bounds)
+
+    assert asked() == asked(logprobs=False) == asked(top_logprobs=0) == (-1, -1)
+    assert asked(logprobs=True) == (0, -1)
+    assert asked(logprobs=True, top_logprobs=3, prompt_logprobs=2) == (3, 2)
 
 
 def test_stop_strings_are_one_or_several() -> None:

@@ -73,3 +73,19 @@ def test_text_without_a_beginning_of_a_stop_string_passes_at_once() -> None:
     assert watcher.feed("w\n") == "w"
     assert watcher.feed("E") == "\n"
     assert watcher.flush() == "E"
+
+
+@pytest.mark.parametrize("early", ["ab", "xabx", "aab", "abab"])
+def test_what_completes_a_string_too_early_is_text(early: str) -> None:
+    watcher = StopStrings(("ab", "bab"), include_in_output=False)
+    shown = watcher.feed(early, may_match=False)
+    assert watcher.matched is None
+    shown += watcher.feed("-ab-")
+    assert (shown, watcher.matched) == (early + "-", "ab")
+
+
+def test_a_string_that_began_too_early_to_end_is_found_when_it_ends_later() -> None:
+    watcher = StopStrings(("aba",), include_in_output=False)
+    assert watcher.feed("aba", may_match=False) == "ab"
+    assert watcher.feed("ba") == ""
+    assert watcher.matched == "aba"

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from albireo.checkpoint import CheckpointError, ModelConfig, kv_bytes_per_block, read_checkpoint
+from albireo.checkpoint.shard import shard_model
 from albireo.checkpoint.weight_shapes import weight_shapes
 from albireo.config import SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.gpu_worker.attention.oracle import OracleAttention
+from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import load_model
 from albireo.gpu_worker.weights import DummyWeights, MappedWeights
@@ -37,7 +39,8 @@ def dummy(model: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32)
 def worker_config(path: Path, **changes: Any) -> WorkerConfig:
     settings: dict[str, Any] = {
         "name": "worker-0", "run_dir": "", "log_level": "info", "scheduler": SchedulerConfig(max_model_len=64),
-        "segments": SegmentFds(-1, (), -1), "rank": 0, "model": read_checkpoint(path, check_weights=False).model,
+        "segments": SegmentFds(-1, (), -1), "rank": 0, "num_workers": 1,
+        "sampling_mode": "local", "collectives": "shm", "model": read_checkpoint(path, check_weights=False).model,
         "model_path": str(path), "device": "cpu", "dtype": "float32", "kv_cache_bytes": 0, "num_threads": 1,
         "load_format": "safetensors", "seed": 0,
     }  # fmt: skip
@@ -110,7 +113,13 @@ def test_released_weights_can_still_be_read(make_checkpoint: Callable[..., Path]
 def test_progress_grows_from_nothing_to_all(make_checkpoint: Callable[..., Path], load_format: str) -> None:
     config = worker_config(make_checkpoint("llama-llama3", num_hidden_layers=40), load_format=load_format)
     reports: list[tuple[str, float]] = []
-    load_model(config, OracleAttention(), lambda stage, fraction: reports.append((stage, fraction)))
+    load_model(
+        config,
+        shard_model(config.model, 0, 1),
+        OracleAttention(),
+        Alone(),
+        lambda stage, fraction: reports.append((stage, fraction)),
+    )
     fractions = [fraction for _, fraction in reports]
     assert {stage for stage, _ in reports} == {"loading weights"}
     assert fractions[0] == 0.0
@@ -127,12 +136,12 @@ def test_checkpoint_that_changed_since_it_was_checked_is_refused(
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
-        load_model(config, OracleAttention(), ignore_progress)
+        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress)
     index = {"weight_map": dict.fromkeys(weight_shapes(config.model), "gone.safetensors")}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     file.unlink()
     with pytest.raises(CheckpointError, match=r"gone\.safetensors is missing"):
-        load_model(config, OracleAttention(), ignore_progress)
+        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress)
 
 
 def test_dummy_weights_depend_on_the_seed_and_the_name(make_checkpoint: Callable[..., Path]) -> None:

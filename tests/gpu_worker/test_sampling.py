@@ -8,75 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from sampling_batches import DTYPES, INF, NAN, draw, make_table, random_table, rows_of_logits, slot_parameters
 
-from albireo.gpu_worker.sampling import cpu, kernels
+from albireo.gpu_worker.sampling import arguments, cpu, kernels
 from albireo.gpu_worker.sampling.cpu import CpuSampler
 from albireo.gpu_worker.sampling.oracle import OracleSampler, kept_tokens, mass
-from albireo.gpu_worker.sampling.params import Sampler, SamplingTable
-
-DTYPES = (torch.float32, torch.bfloat16)
-INF, NAN = math.inf, math.nan
-
-
-def make_table(
-    temperature: list[float],
-    top_p: list[float] | float = 1.0,
-    min_p: list[float] | float = 0.0,
-    top_k: list[int] | int = 0,
-    seed: list[int] | int = 1,
-) -> SamplingTable:
-    """One slot per temperature; the rest given per slot or for all."""
-
-    def column(values: list[Any] | float, dtype: torch.dtype) -> torch.Tensor:
-        listed = values if isinstance(values, list) else [values] * len(temperature)
-        return torch.tensor(listed, dtype=dtype)
-
-    seeds = np.array(seed if isinstance(seed, list) else [seed] * len(temperature), dtype=np.uint64)
-    return SamplingTable(
-        temperature=column(temperature, torch.float32),
-        top_p=column(top_p, torch.float32),
-        min_p=column(min_p, torch.float32),
-        top_k=column(top_k, torch.int32),
-        seed=torch.from_numpy(seeds.view(np.int64)),
-    )
-
-
-def draw(
-    logits: torch.Tensor,
-    table: SamplingTable,
-    slots: list[int] | None = None,
-    positions: list[int] | None = None,
-    sampler: Sampler | None = None,
-) -> list[int]:
-    """The tokens of each row; slot and position r for row r unless told otherwise."""
-    rows = list(range(len(logits)))
-    out = torch.full((len(rows),), -7, dtype=torch.int32)
-    (sampler or CpuSampler(logits.shape[1])).sample(
-        logits,
-        torch.tensor(rows if slots is None else slots, dtype=torch.int32),
-        torch.tensor(rows if positions is None else positions, dtype=torch.int64),
-        table,
-        out,
-    )
-    tokens: list[int] = out.tolist()
-    return tokens
-
-
-def random_table(n_slots: int, generator: np.random.Generator) -> SamplingTable:
-    """Slots of every kind: greedy, plain, each filter alone and combined."""
-
-    def some(values: NDArray[Any], off: float) -> list[Any]:
-        return [value if generator.random() < 0.5 else off for value in values.tolist()]
-
-    return make_table(
-        temperature=some(generator.uniform(0.05, 2.0, n_slots), 0.8 if generator.random() < 0.7 else 0.0),
-        top_p=some(generator.uniform(0.01, 1.0, n_slots), 1.0),
-        min_p=some(generator.uniform(0.0, 0.3, n_slots), 0.0),
-        top_k=some(generator.integers(1, 200, n_slots), 0),
-        seed=generator.integers(0, 2**64, n_slots, dtype=np.uint64).tolist(),
-    )
-
 
 # --- the definition, on cases that can be checked by hand
 
@@ -120,26 +56,10 @@ def test_mass_is_the_exponential_in_units_of_2_to_the_minus_44() -> None:
     gaps = -np.linspace(0.0, 25.0, 2001)
     assert np.allclose(mass(gaps) / 2.0**44, np.exp(gaps), rtol=1e-11, atol=2.0**-44)
     assert mass(np.array([0.0, -31.0, -1e30, -INF])).tolist() == [2**44, 0, 0, 0]
-    assert [int(kernels._mass(float(gap))) for gap in gaps] == mass(gaps).tolist()
+    assert [int(kernels.mass(float(gap))) for gap in gaps] == mass(gaps).tolist()
 
 
 # --- the kernels against the definition
-
-special = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 7.5, -80.0, 1e-40, 3e38, -3e38, INF, -INF, NAN])
-rows_of_logits = st.one_of(
-    st.lists(st.one_of(special, st.floats(width=32)), min_size=1, max_size=300),
-    st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=300),
-    st.tuples(st.integers(1, 700), st.sampled_from([0.01, 1.0, 6.0]), st.integers(0, 2**32)).map(
-        lambda drawn: (np.random.default_rng(drawn[2]).standard_normal(drawn[0]) * drawn[1]).tolist()
-    ),
-)
-slot_parameters = st.tuples(
-    st.one_of(st.sampled_from([0.0, 0.8, 1.0, 1e-30, 1e-45, 2.0]), st.floats(0.0078125, 2.0, width=32)),
-    st.one_of(st.sampled_from([1.0, 0.95, 1e-6]), st.floats(0.0078125, 1.0, width=32)),
-    st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0.0, 1.0, width=32)),
-    st.one_of(st.sampled_from([0, 1, 2, 2**31 - 1]), st.integers(0, 400)),
-    st.integers(0, 2**64 - 1),
-)
 
 
 @settings(deadline=None, max_examples=300)
@@ -227,7 +147,7 @@ def test_threads_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.from_numpy(generator.standard_normal((33, 1000)).astype(np.float32))
     table = random_table(33, generator)
     alone = draw(logits, table)
-    monkeypatch.setattr(cpu, "PARALLEL_MIN_LOGITS", 0)
+    monkeypatch.setattr(arguments, "PARALLEL_MIN_LOGITS", 0)
     assert draw(logits, table) == alone
 
 

@@ -34,7 +34,10 @@ def _source_revision() -> str:
     """Digest of all kernel sources. numba's cache looks only at the file of the function itself, not at its callees."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.py"), *(folder.parent / "attention").glob("*.py")]):
+    others = ("attention", "sampling", "collectives")
+    for file in sorted(
+        [*folder.glob("*.py"), *(file for name in others for file in (folder.parent / name).glob("*.py"))]
+    ):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -1,24 +1,31 @@
-"""The one decoder of Llama, Mistral, Qwen2 and Qwen3; what differs between them is in `ModelConfig`."""
+"""The one decoder of Llama, Mistral, Qwen2 and Qwen3; what differs between them is in `ModelConfig`.
 
+Under tensor parallelism a rank computes with its share of heads, inner width and vocabulary (`checkpoint.shard`);
+hidden states are whole on every rank. Two sums over the ranks a layer, and one for the embedding.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from albireo.checkpoint.shard import ModelShard
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.interface import Attention
+from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.layer_ops import make_layer_ops
 from albireo.gpu_worker.layers import Linear, make_linear
+from albireo.gpu_worker.models.shard_loader import ShardLoader, VocabEmbedding
 from albireo.gpu_worker.rope import rope_table
 from albireo.gpu_worker.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer's weights, fused: queries, keys and values in one product, gate and up in another."""
+    """This rank's share of one layer, fused: queries, keys and values in one product, gate and up in another."""
 
     input_norm: Tensor
     qkv: Linear
@@ -39,25 +46,39 @@ class DecoderModel:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, dtype: torch.dtype, attention: Attention, max_model_len: int
+        self,
+        config: ModelConfig,
+        shard: ModelShard,
+        weights: Weights,
+        dtype: torch.dtype,
+        attention: Attention,
+        collectives: Collectives,
+        max_model_len: int,
     ) -> None:
-        """`weights` must give tensors of `dtype` (bfloat16 or float32); positions run up to `max_model_len` - 1."""
-        self.config = config
+        """`config` is the whole model's, `shard` says what of it this rank holds; `weights` must give tensors of
+        `dtype` (bfloat16 or float32); positions run up to `max_model_len` - 1."""
+        self.config = local = shard.local(config)
         self.dtype = dtype
+        self.on_layer: Callable[[], None] = lambda: None
+        """Called before each layer: the rank's sign of life."""
         self._attention = attention
+        self._collectives = collectives
         self._scale = config.head_dim**-0.5
-        self._ops = make_layer_ops(config, rope_table(config.rope, config.head_dim, max_model_len), dtype)
-        self._embedding = weights.get("model.embed_tokens.weight")
-        self._layers = [_build_layer(config, weights, index) for index in range(config.num_layers)]
+        self._ops = make_layer_ops(local, rope_table(config.rope, config.head_dim, max_model_len), dtype)
+        loader = ShardLoader(weights, config, shard)
+        self._embedding = VocabEmbedding(loader.embedding(), shard.vocab, collectives)
+        self._layers = []
+        for index in range(config.num_layers):
+            self._layers.append(_build_layer(config, loader, index))
+            weights.drop_pages()
         self._norm = weights.get("model.norm.weight").clone()
         # A tied head is packed too: its packed form is the only copy in this process's memory, since of the table
         # itself, mapped from the file, only the rows of tokens in use are ever read.
-        head = self._embedding if config.tie_word_embeddings else weights.get("lm_head.weight")
-        self._lm_head = make_linear(head)
+        self._lm_head = make_linear(loader.head())
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
-        """Hidden states after the final norm, `[n_tokens, hidden_size]` in the engine's dtype.
+        """Hidden states after the final norm, `[n_tokens, hidden_size]` in the engine's dtype, the same on all ranks.
 
         `input_ids` int32 or int64 `[n_tokens]`, `positions` int64 `[n_tokens]`; writes `kv` where `batch` says.
         """
@@ -67,50 +88,43 @@ class DecoderModel:
         looked_up = ops.look_up(positions)
         attended = torch.empty(n_tokens, num_heads, config.head_dim, dtype=self.dtype)
         attended_flat = attended.view(n_tokens, -1)
-        hidden = functional.embedding(input_ids, self._embedding)
+        hidden = self._embedding(input_ids)
         for layer, (k_cache, v_cache) in zip(self._layers, kv.layers, strict=True):
+            self.on_layer()
             qkv = layer.qkv(ops.rms_norm(hidden, layer.input_norm))
             q_and_k = ops.rotate(qkv, layer.qk_norm, looked_up)
             v = qkv.view(n_tokens, -1, config.head_dim)[:, num_rotated:]
             self._attention.write_kv(q_and_k[:, num_heads:], v, k_cache, v_cache, batch)
             q = q_and_k[:, :num_heads]
             self._attention.attend(q, k_cache, v_cache, batch, self._scale, layer.sliding_window, attended)
-            hidden = layer.o.add_to(hidden, attended_flat)
+            hidden = self._add(hidden, layer.o, attended_flat)
             gate_up = layer.gate_up(ops.rms_norm(hidden, layer.post_attention_norm))
-            hidden = layer.down.add_to(hidden, ops.silu_and_mul(gate_up))
+            hidden = self._add(hidden, layer.down, ops.silu_and_mul(gate_up))
         return ops.rms_norm(hidden, self._norm)
+
+    def _add(self, hidden: Tensor, linear: Linear, x: Tensor) -> Tensor:
+        """hidden + the product, whose terms are spread over the ranks."""
+        if self._collectives.size == 1:
+            return linear.add_to(hidden, x)
+        return self._collectives.all_reduce(linear(x), hidden)
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """`[n_rows, hidden_size]` -> `[n_rows, vocab_size]` in the engine's dtype."""
+        """`[n_rows, hidden_size]` -> this rank's share `[n_rows, vocab.width]` of the logits, in the engine's dtype.
+        Columns of padding are 0."""
         return self._lm_head(hidden)
 
 
-def _build_layer(config: ModelConfig, weights: Weights, index: int) -> DecoderLayer:
+def _build_layer(config: ModelConfig, loader: ShardLoader, index: int) -> DecoderLayer:
     prefix = f"model.layers.{index}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    qk_norm = None
-    if config.qk_norm:
-        q_norm, k_norm = weights.get(f"{attention}.q_norm.weight"), weights.get(f"{attention}.k_norm.weight")
-        qk_norm = torch.cat((q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1)))
-    qkv_names = [f"{attention}.{name}_proj" for name in "qkv"]
+    attention, mlp, get = f"{prefix}.self_attn", f"{prefix}.mlp", loader.weights.get
     return DecoderLayer(
-        input_norm=weights.get(f"{prefix}.input_layernorm.weight").clone(),
-        qkv=_fused_linear(weights, qkv_names, config.qkv_bias),
-        qk_norm=qk_norm,
-        o=_fused_linear(weights, [f"{attention}.o_proj"], config.o_bias),
-        post_attention_norm=weights.get(f"{prefix}.post_attention_layernorm.weight").clone(),
-        gate_up=_fused_linear(weights, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], config.mlp_bias),
-        down=_fused_linear(weights, [f"{mlp}.down_proj"], config.mlp_bias),
+        input_norm=get(f"{prefix}.input_layernorm.weight").clone(),
+        qkv=loader.qkv(attention, config.qkv_bias),
+        qk_norm=loader.qk_norm(attention) if config.qk_norm else None,
+        o=loader.row_parallel(f"{attention}.o_proj", loader.head_columns, config.o_bias),
+        post_attention_norm=get(f"{prefix}.post_attention_layernorm.weight").clone(),
+        gate_up=loader.gate_up(mlp, config.mlp_bias),
+        down=loader.row_parallel(f"{mlp}.down_proj", loader.shard.inner, config.mlp_bias),
         sliding_window=config.sliding_windows[index],
     )
-
-
-def _fused_linear(weights: Weights, names: list[str], bias: bool) -> Linear:
-    """One product for the projections `names`, outputs in that order. One alone is not copied."""
-
-    def fetch(kind: str) -> Tensor:
-        parts = [weights.get(f"{name}.{kind}") for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    return make_linear(fetch("weight"), fetch("bias") if bias else None)

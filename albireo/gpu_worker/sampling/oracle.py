@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from albireo.gpu_worker.sampling.params import SamplingTable
+from albireo.gpu_worker.sampling.interface import AdjustedRows
 from albireo.gpu_worker.sampling.philox import gumbel, token_words
+from albireo.gpu_worker.sampling.table import SamplingTable
 
 _COEFFICIENTS = [math.log(2.0) ** k / math.factorial(k) for k in range(10)]
 _ROUND = 1.5 * 2.0**52
@@ -56,9 +57,12 @@ class OracleSampler:
         positions: torch.Tensor,
         table: SamplingTable,
         out: torch.Tensor,
+        adjusted: AdjustedRows | None = None,
     ) -> None:
         for row, slot, position in zip(range(len(out)), slots.tolist(), positions.tolist(), strict=True):
             values = logits[row].float().numpy()
+            if adjusted is not None and adjusted.index[row] >= 0:
+                values = adjusted.values[adjusted.index[row]]
             values = np.where(np.isnan(values), np.float32(-np.inf), values)
             out[row] = self._sample_row(values, slot, position, table)
 

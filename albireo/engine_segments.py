@@ -1,0 +1,33 @@
+"""All shared memory of one engine, made by the supervisor before any child starts."""
+
+from albireo.config import SchedulerConfig, SegmentFds
+from albireo.shm import segment, stats
+from albireo.shm.collective_segment import CollectiveSegment
+from albireo.shm.plan_ring import PlanRing
+from albireo.shm.token_ring import TokenRing
+
+
+def create_segments(scheduler: SchedulerConfig, num_workers: int) -> SegmentFds:
+    """Anonymous segments for `num_workers` ranks, headers written. Raises segment.SegmentError when there is too
+    little memory."""
+    plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
+    fds = SegmentFds(
+        plan_ring=segment.create("plan-ring", plan_ring.geometry.size),
+        token_rings=tuple(
+            segment.create(f"token-ring-{rank}", token_ring.geometry.size) for rank in range(num_workers)
+        ),
+        stats=segment.create("stats", stats.stats_bytes(num_workers)),
+        collectives=_create_collectives(num_workers) if num_workers > 1 else -1,
+    )
+    plan_ring.initialise(fds.plan_ring)
+    for fd in fds.token_rings:
+        token_ring.initialise(fd)
+    stats.initialise(fds.stats, num_workers)
+    return fds
+
+
+def _create_collectives(num_workers: int) -> int:
+    collectives = CollectiveSegment(num_workers)
+    fd = segment.create("collectives", collectives.size)
+    collectives.initialise(fd)
+    return fd

@@ -1,0 +1,27 @@
+"""Which collectives a worker gets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from albireo.config import WorkerConfig
+from albireo.gpu_worker.collectives.interface import Alone, Collectives
+
+
+def make_collectives(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Callable[[], int]) -> Collectives:
+    """This rank's end of the group that `config` describes; `heartbeat` is its WORKER_HEARTBEAT [1].
+
+    Gloo meets in a file of `run_dir`, which is the engine's own. Imports only what is asked for: the kernels and
+    torch.distributed each take a second to load."""
+    if config.num_workers == 1:
+        return Alone()
+    if config.collectives == "gloo":
+        from albireo.gpu_worker.collectives.gloo import TorchCollectives
+
+        init_file = Path(config.run_dir) / "collectives"
+        return TorchCollectives("gloo", init_file, config.rank, config.num_workers, heartbeat, clock_ns)
+    from albireo.gpu_worker.collectives.shm import ShmCollectives
+
+    return ShmCollectives(config.segments.collectives, config.rank, config.num_workers, heartbeat, clock_ns)
