@@ -5,7 +5,8 @@
 Ranks are processes of one thread each, over the collectives that the engine uses. The time is the CPU time of a rank's
 thread from the logits' share to all tokens, what it spends in collectives on copying included and waiting not, so that
 ranks that share a core do not disturb it: the median of the steps, of the slowest rank. Rows are `peaked` as in
-bench_sampling.py (20 likely tokens), or `flat`; positions differ from step to step.
+bench_sampling.py (20 likely tokens), or `flat`; positions differ from step to step. The share is of the rank's CPU time
+for a whole decode step of the 0.6B shape, sampling included (`rank_step`).
 """
 
 import argparse
@@ -16,6 +17,8 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from bench_sampling import DTYPES, cpu_model, make_logits
 from numpy.typing import NDArray
+from rank_step import RankStep
 
 from albireo.checkpoint.shard import ModelShard, Span, shard_model
 from albireo.checkpoint.structs import ModelConfig, RopeConfig
@@ -38,6 +42,7 @@ from albireo.gpu_worker.sampling.table import SamplingTable
 from albireo.shm import layout
 from albireo.shm.collective_segment import CollectiveSegment
 
+Floats = NDArray[np.float64]
 MODES: tuple[SamplingMode, ...] = ("gathered", "sequence-parallel", "local")
 ROWS = {"greedy": (0.0, 1.0), "temperature 0.8, top_p 0.95": (0.8, 0.95)}
 STEPS = {1: 300, 32: 40, 256: 8}
@@ -87,34 +92,38 @@ def measure(
     return (collectives.received_bytes - before) / steps, float(np.median(seconds[WARM_UP_STEPS:]))
 
 
-def run_rank(rank: int, size: int, segment_fd: int, logits: torch.Tensor, results: NDArray[np.float64]) -> None:
-    """Fills in this rank's `results` [rank, mode, rows, (bytes, seconds)]."""
+def join_group(rank: int, size: int, segment_fd: int) -> Collectives:
+    if size == 1:
+        return Alone()
     heartbeat: NDArray[Any] = np.zeros(1, layout.WORKER_HEARTBEAT)
-    collectives: Collectives = Alone()
-    if size > 1:
-        collectives = ShmCollectives(segment_fd, rank, size, heartbeat, time.monotonic_ns)
+    return ShmCollectives(segment_fd, rank, size, heartbeat, time.monotonic_ns)
+
+
+def sample_steps(collectives: Collectives, logits: torch.Tensor) -> NDArray[np.float64]:
+    """This rank's [modes, rows, (bytes, seconds)]."""
     vocab_size = logits.shape[1]
-    shard = vocab_shard(vocab_size, rank, size)
+    shard = vocab_shard(vocab_size, collectives.rank, collectives.size)
     share = share_of(logits, shard.vocab)
-    for m, mode in enumerate(MODES):
-        for k, rows in enumerate(ROWS):
-            results[rank, m, k] = measure(mode, rows, share, vocab_size, shard, collectives)
-    collectives.close()
+    return np.array([[measure(mode, rows, share, vocab_size, shard, collectives) for rows in ROWS] for mode in MODES])
 
 
-def run_group(size: int, logits: torch.Tensor) -> NDArray[np.float64]:
-    """`run_rank` in `size` processes: [size, modes, rows, 2]. Raises RuntimeError where one fails."""
+def run_group(size: int, work: Callable[[Collectives], NDArray[np.float64]], shape: tuple[int, ...]) -> Floats:
+    """`work` in `size` processes; what they return, of this shape, as [size, *shape]. Raises RuntimeError where one
+    fails."""
     geometry = CollectiveSegment(size)
     segment_fd = os.memfd_create("bench-collectives")
     os.ftruncate(segment_fd, geometry.size)
     geometry.initialise(segment_fd)
-    shape = (size, len(MODES), len(ROWS), 2)
-    shared = mmap.mmap(-1, int(np.prod(shape)) * 8)
-    results = np.frombuffer(shared, np.float64).reshape(shape)
+    shared = mmap.mmap(-1, size * int(np.prod(shape)) * 8)
+    results = np.frombuffer(shared, np.float64).reshape(size, *shape)
+
+    def run_rank(rank: int) -> None:
+        collectives = join_group(rank, size, segment_fd)
+        results[rank] = work(collectives)
+        collectives.close()
+
     context = multiprocessing.get_context("fork")
-    ranks: list[BaseProcess] = [
-        context.Process(target=run_rank, args=(rank, size, segment_fd, logits, results)) for rank in range(size)
-    ]
+    ranks: list[BaseProcess] = [context.Process(target=run_rank, args=(rank,)) for rank in range(size)]
     for process in ranks:
         process.start()
     try:
@@ -129,6 +138,16 @@ def run_group(size: int, logits: torch.Tensor) -> NDArray[np.float64]:
             process.kill()
         os.close(segment_fd)
     return results.copy()
+
+
+def model_seconds(size: int, vocab_size: int, batches: list[int]) -> dict[int, float]:
+    """CPU seconds of a decode step without sampling, of the slowest rank, by batch."""
+
+    def work(collectives: Collectives) -> NDArray[np.float64]:
+        step = RankStep(vocab_size, collectives)
+        return np.array([step.seconds(batch) for batch in batches])
+
+    return dict(zip(batches, run_group(size, work, (len(batches),)).max(axis=0).tolist(), strict=True))
 
 
 def main() -> None:
@@ -147,15 +166,21 @@ def main() -> None:
 
     print(f"`python {shlex.join(sys.argv)}`  ")
     print(f"{cpu_model()}; {platform.system()}; torch {torch.__version__}; load average {os.getloadavg()[0]:.1f}\n")
-    print("| vocab | batch | rows | mode | " + " | ".join(f"t = {t}, bytes | t = {t}, ms" for t in args.ranks) + " |")
-    print("|--:|--:|---|---|" + "--:|--:|" * len(args.ranks))
+    heads = [f"t = {t}, bytes | ms | share" for t in args.ranks]
+    print("| vocab | batch | rows | mode | " + " | ".join(heads) + " |")
+    print("|--:|--:|---|---|" + "--:|--:|--:|" * len(args.ranks))
     for vocab in args.vocab:
+        models = [model_seconds(size, vocab, args.batch) for size in args.ranks]
         for batch in args.batch:
             logits = make_logits(args.shape, batch, vocab).to(DTYPES[args.dtype])
-            outcomes = [run_group(size, logits).max(axis=0) for size in args.ranks]
+            shape = (len(MODES), len(ROWS), 2)
+            outcomes = [run_group(size, partial(sample_steps, logits=logits), shape).max(axis=0) for size in args.ranks]
             for k, rows in enumerate(ROWS):
                 for m, mode in enumerate(MODES):
-                    cells = [f"{o[m, k, 0]:,.0f} | {o[m, k, 1] * 1e3:.3f}" for o in outcomes]
+                    cells = [
+                        f"{o[m, k, 0]:,.0f} | {o[m, k, 1] * 1e3:.3f} | {o[m, k, 1] / (o[m, k, 1] + model[batch]):.1%}"
+                        for o, model in zip(outcomes, models, strict=True)
+                    ]
                     print(f"| {vocab} | {batch} | {rows} | {mode} | " + " | ".join(cells) + " |", flush=True)
 
 

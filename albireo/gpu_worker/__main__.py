@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from pathlib import Path
 
 import zmq
 
@@ -11,6 +12,7 @@ from albireo.config import WorkerConfig
 from albireo.gpu_worker.collectives.group import make_collectives
 from albireo.gpu_worker.collectives.interface import GroupClosedError
 from albireo.gpu_worker.cpu_device import CpuDevice
+from albireo.gpu_worker.kernels.launch import compile_in_turns
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
 from albireo.shm.plan_ring import PlanRing
@@ -35,6 +37,8 @@ def run(config: WorkerConfig) -> None:
     def beat() -> None:
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
+    if config.num_workers > 1:
+        compile_in_turns(Path(config.run_dir))
     try:
         collectives = make_collectives(config, heartbeat, time.monotonic_ns)
         device = CpuDevice(config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 180
 """A first start compiles kernels."""
 
 

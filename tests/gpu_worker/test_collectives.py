@@ -58,7 +58,7 @@ def test_every_sequence_of_operations_gives_what_gloo_gives(
     group = ranks.groups[f"against-gloo-{size}"]
     gloo_file = str(Path(tmp_path_factory.mktemp("gloo")) / "meeting")
 
-    @settings(max_examples=12 if size < 8 else 5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40 if size < 8 else 15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.one_of(REDUCES, MOVES), min_size=1, max_size=10), st.booleans(), st.integers(0, 99))
     def check(operations: list[dict[str, Any]], delayed: bool, delay_seed: int) -> None:
         answers = group.run(operations, delayed=delayed, delay_seed=delay_seed, gloo_file=gloo_file)
@@ -97,7 +97,8 @@ def test_ranks_that_wait_for_a_stopped_one_name_it_use_no_cpu_and_go_on_when_it_
         used = [cpu_seconds(group.pids[rank]) for rank in (0, 2)]
         beats = group.heartbeats["heartbeat_ns"].copy()
         time.sleep(1.0)
-        assert [cpu_seconds(group.pids[rank]) - before for rank, before in zip((0, 2), used, strict=True)] < [0.3, 0.3]
+        spent = [cpu_seconds(group.pids[rank]) - before for rank, before in zip((0, 2), used, strict=True)]
+        assert max(spent) < 0.3, "of a second's wait"
         moved_ns = group.heartbeats["heartbeat_ns"] - beats
         assert moved_ns[0] > 0 and moved_ns[2] > 0, "a rank that waits is alive"
         assert moved_ns[1] == 0, "the stopped one is not"

@@ -45,7 +45,8 @@ class TorchCollectives:
         self._begin(CollectiveKind.ALL_REDUCE)
         self.received_bytes += 2 * (self.size - 1) * partial.nbytes // self.size
         total = partial.float()
-        dist.all_reduce(total)
+        if total.numel():
+            dist.all_reduce(total)
         if residual is not None:
             total += residual
         self._end()

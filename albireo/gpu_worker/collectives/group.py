@@ -13,8 +13,8 @@ from albireo.gpu_worker.collectives.interface import Alone, Collectives
 def make_collectives(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Callable[[], int]) -> Collectives:
     """This rank's end of the group that `config` describes; `heartbeat` is its WORKER_HEARTBEAT [1].
 
-    Gloo meets in a file of `run_dir`, which is the engine's own. Imports only what is asked for: the kernels and
-    torch.distributed each take a second to load."""
+    Gloo meets in a file of `run_dir`, which is the engine's own. Imports only what is asked for: a rank alone needs
+    neither kernels nor torch.distributed."""
     if config.num_workers == 1:
         return Alone()
     if config.collectives == "gloo":

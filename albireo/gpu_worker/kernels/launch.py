@@ -7,10 +7,12 @@ point that compilers emit for `#pragma omp parallel`.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,25 @@ def _source_revision() -> str:
     return digest.hexdigest()[:12]
 
 
+_lock_folders: list[Path] = []
+
+
+def compile_in_turns(folder: Path) -> None:
+    """From now on, of the processes that name the same private folder one compiles a kernel while the others wait and
+    then load it: ranks start together, and on few cores each would compile everything at the same time."""
+    _lock_folders.append(folder)
+
+
+@contextmanager
+def _turn(name: str) -> Iterator[None]:
+    if not _lock_folders:
+        yield
+        return
+    with (_lock_folders[-1] / f"compile-{name}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Kernel:
     """A compiled C function `void(record *arguments)` that every thread of the team enters once.
 
@@ -53,7 +74,8 @@ class Kernel:
         function.__qualname__ = f"{function.__name__}_{_source_revision()}"
         signature = types.void(types.CPointer(from_dtype(arguments)))
         try:
-            compiled = cfunc(signature, cache=True, error_model="numpy")(function)
+            with _turn(function.__name__):
+                compiled = cfunc(signature, cache=True, error_model="numpy")(function)
         except RuntimeError as error:
             # no writable cache directory (a read-only package and home): the start is slow, the server works
             logger.warning("kernel %s is compiled at every start: %s", function.__name__, error)
