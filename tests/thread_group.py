@@ -56,13 +56,15 @@ class ThreadCollectives:
         self.received_bytes += 2 * (self.size - 1) * partial.nbytes // self.size
         return (total if residual is None else total + residual.float()).to(partial.dtype)
 
-    def all_gather(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         self.received_bytes += (self.size - 1) * part.nbytes
-        return torch.stack(self._group.exchange(self.rank, part))
+        gathered = torch.stack(self._group.exchange(self.rank, part))
+        return gathered if out is None else out.copy_(gathered)
 
-    def all_to_all(self, parts: Tensor) -> Tensor:
+    def all_to_all(self, parts: Tensor, out: Tensor | None = None) -> Tensor:
         self.received_bytes += (self.size - 1) * parts[0].nbytes
-        return torch.stack([part[self.rank] for part in self._group.exchange(self.rank, parts)])
+        exchanged = torch.stack([part[self.rank] for part in self._group.exchange(self.rank, parts)])
+        return exchanged if out is None else out.copy_(exchanged)
 
     def close(self) -> None:
         pass

@@ -5,6 +5,7 @@ Four kinds of segment, all made by the supervisor (`shm.segment`), all starting 
 plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
 token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
 stats        the engine's counters: the coordinator and the workers write, frontends read (`shm.stats`)
+collectives  what ranks exchange: each writes its own part, all read (`shm.collective_segment`)
 
 Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
 then the ZeroMQ doorbell. Sequence numbers start at 1 and never repeat; 0 is a slot that was never written.

@@ -1,7 +1,7 @@
 """The coordinator actor over real sockets and rings, with the fake device as its worker, in one thread."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
     harness.close()
 
 
-def outputs(messages: list[Tokens | Rejected]) -> dict[int, tuple[list[int], Finish]]:
+def outputs(messages: Sequence[Tokens | Rejected]) -> dict[int, tuple[list[int], Finish]]:
     found: dict[int, tuple[list[int], Finish]] = {}
     for message in messages:
         assert isinstance(message, Tokens)

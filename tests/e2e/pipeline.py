@@ -58,6 +58,8 @@ class Pipeline:
         self._plans, self._tokens = plan_ring.writer(plan_fd), [token_ring.reader(fd) for fd in token_fds]
         self._group = ThreadGroup(size) if size > 1 else None
         self._captured: list[list[torch.Tensor]] = [[] for _ in range(size)]
+        self._sampled: tuple[list[int], list[int]] = ([], [])
+        """Seeds and positions of the rows that the last step sampled."""
         local = shard_model(checkpoint.model, 0, size).local(checkpoint.model)
         block_bytes = kv_bytes_per_block(local, config.block_size, dtype)
 
@@ -100,11 +102,11 @@ class Pipeline:
             return output
 
         device._model.compute_logits = capture  # type: ignore[method-assign]
-        device._sample = sample_and_keep  # type: ignore[method-assign]
+        device._sample = sample_and_keep  # type: ignore[method-assign, assignment]
 
     def _step(self) -> None:
         """Every rank runs the next plan."""
-        self._sampled: tuple[list[int], list[int]] = ([], [])
+        self._sampled = ([], [])
         if self._group:
             assert all(self._group.run(lambda rank: self._workers[rank].step())), "work is left and no plan for it"
         else:
@@ -144,9 +146,12 @@ class Pipeline:
         assert scheduler.pool.num_used == 0
 
     def _confirm(self) -> None:
-        slots = [ring.poll() for ring in self._tokens]
-        counts = [(int(slot.header["num_rows"][0]), int(slot.header["num_logprobs"][0])) for slot in slots if slot]
-        outputs = [(slot.rows[:n].copy(), slot.logprobs[:m].copy()) for slot, (n, m) in zip(slots, counts, strict=True)]
+        outputs = []
+        for ring in self._tokens:
+            slot = ring.poll()
+            assert slot is not None
+            num_rows, num_logprobs = (int(slot.header[name][0]) for name in ("num_rows", "num_logprobs"))
+            outputs.append((slot.rows[:num_rows].copy(), slot.logprobs[:num_logprobs].copy()))
         for ring in self._tokens:
             ring.consume()
         for output in outputs[1:]:

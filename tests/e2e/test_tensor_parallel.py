@@ -128,13 +128,15 @@ def test_ranks_and_modes_give_the_tokens_and_logprobs_of_one_rank(
     ],
     ids=str,
 )
-def test_run_ahead_chunks_and_preemptions_change_nothing_on_two_ranks(
+@pytest.mark.parametrize("size", [2, 4])
+def test_run_ahead_chunks_and_preemptions_change_nothing(
     checkpoint: Callable[[str], Path],
     alone: Callable[[str], Pipeline],
+    size: int,
     mode: SamplingMode,
     settings: dict[str, Any],
 ) -> None:
-    pipeline = run(checkpoint("qwen3"), size=2, sampling_mode=mode, **settings)
+    pipeline = run(checkpoint("qwen3"), size=size, sampling_mode=mode, **settings)
     if "num_blocks" in settings:
         assert pipeline.scheduler.counters.num_preemptions > 0
     assert_same(pipeline, alone("qwen3"))

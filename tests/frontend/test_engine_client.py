@@ -261,9 +261,10 @@ def test_a_stop_string_ends_nothing_before_min_tokens(play: Play) -> None:
         generation, _ = engine.submit("a", min_tokens=2)
         for _ in range(2):
             await engine.step((generation, 0, Finish.NONE))
-        assert generation.finish_reason is None
+        reason_before = generation.finish_reason
         await engine.step((generation, 0, Finish.NONE))
-        assert (generation.finish_reason, generation.take()[0], generation.num_tokens) == ("stop", "aa", 3)
+        reasons = (reason_before, generation.finish_reason)
+        assert (*reasons, generation.take()[0], generation.num_tokens) == (None, "stop", "aa", 3)
 
     play(scene)
 

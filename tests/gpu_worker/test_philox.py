@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from albireo.gpu_worker.sampling import kernels
+from albireo.gpu_worker.sampling.draw import MAX_NOISE, philox_block
+from albireo.gpu_worker.sampling.kernels import BLOCK
 from albireo.gpu_worker.sampling.philox import gumbel, philox4x32, token_words, uniform
 
 
@@ -41,10 +42,10 @@ def test_a_tokens_word_does_not_depend_on_the_vocabulary() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1), st.integers(0, 1000))
 def test_the_kernels_words_are_the_references(seed: int, position: int, block: int) -> None:
-    out = np.zeros(kernels.BLOCK, np.uint32)
-    kernels._philox_block(np.uint64(seed), np.uint64(position), block * kernels.BLOCK // 4, out)
-    words = token_words(seed, position, (block + 1) * kernels.BLOCK)
-    assert np.array_equal(out, words[-kernels.BLOCK :])
+    out = np.zeros(BLOCK, np.uint32)
+    philox_block(np.uint64(seed), np.uint64(position), block * BLOCK // 4, out)
+    words = token_words(seed, position, (block + 1) * BLOCK)
+    assert np.array_equal(out, words[-BLOCK:])
 
 
 def test_uniforms_never_reach_the_ends_and_bound_the_noise() -> None:
@@ -52,7 +53,7 @@ def test_uniforms_never_reach_the_ends_and_bound_the_noise() -> None:
     low, high = uniform(ends)
     assert low > 0.0 and high < 1.0
     least, most = gumbel(ends)
-    assert np.isfinite(least) and most <= kernels._MAX_NOISE
+    assert np.isfinite(least) and most <= MAX_NOISE
 
 
 def _words_along(axis: str) -> NDArray[np.uint32]:

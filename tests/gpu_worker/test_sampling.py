@@ -67,7 +67,8 @@ def test_mass_is_the_exponential_in_units_of_2_to_the_minus_44() -> None:
 def test_the_kernels_choose_the_oracles_token(
     row: list[float], slots: list[tuple[float, float, float, int, int]], dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    table = make_table(*(list(column) for column in zip(*slots, strict=True)))
+    columns: Any = [list(column) for column in zip(*slots, strict=True)]
+    table = make_table(*columns)
     row_slots = data.draw(st.lists(st.integers(0, len(slots) - 1), min_size=1, max_size=8))
     positions = data.draw(
         st.lists(st.integers(0, 2**40), min_size=len(row_slots), max_size=len(row_slots)), label="positions"

@@ -67,7 +67,8 @@ def test_every_mode_chooses_the_oracles_token(
     size: int,
     data: st.DataObject,
 ) -> None:
-    table = make_table(*(list(column) for column in zip(*slots, strict=True)))
+    columns: Any = [list(column) for column in zip(*slots, strict=True)]
+    table = make_table(*columns)
     row_slots = data.draw(st.lists(st.integers(0, len(slots) - 1), min_size=1, max_size=8))
     n_rows = len(row_slots)
     positions = data.draw(st.lists(st.integers(0, 2**40), min_size=n_rows, max_size=n_rows), label="positions")
@@ -276,8 +277,8 @@ def test_nothing_moves_on_one_rank() -> None:
 
 
 def test_local_rows_move_a_record_each_whatever_the_vocabulary() -> None:
-    for parameters in ({}, {"temperature": [0.8] * 12}):
-        table = make_table(**({"temperature": [0.0] * 12} | parameters))
+    for temperature in (0.0, 0.8):
+        table = make_table([temperature] * 12)
         for vocab in (1000, 20_000):
             assert received("local", 4, random_logits(12, vocab, 1.0), table) == 3 * 12 * RECORD_BYTES
 

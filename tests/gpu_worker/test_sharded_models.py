@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import Family, write_checkpoint
 from paged_runner import MAX_LEN, PagedRunner
 from thread_group import run_ranks
 from torch import Tensor
@@ -46,7 +46,7 @@ def sharded_logits(path: Path, size: int, prompt: list[int], steps: int) -> Tens
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_logits_of_two_and_four_ranks_are_those_of_transformers(tmp_path: Path, family: str, size: int) -> None:
+def test_logits_of_two_and_four_ranks_are_those_of_transformers(tmp_path: Path, family: Family, size: int) -> None:
     path = write_checkpoint(tmp_path / family, family)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     logits = sharded_logits(path, size, PROMPT, 4)

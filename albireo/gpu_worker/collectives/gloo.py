@@ -52,19 +52,21 @@ class TorchCollectives:
         self._end()
         return total.to(partial.dtype)
 
-    def all_gather(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         self._begin(CollectiveKind.ALL_GATHER)
         self.received_bytes += (self.size - 1) * part.nbytes
-        out = torch.empty((self.size, *part.shape), dtype=part.dtype, device=part.device)
+        if out is None:
+            out = torch.empty((self.size, *part.shape), dtype=part.dtype, device=part.device)
         if part.numel():
             dist.all_gather(list(as_bytes(out).chunk(self.size)), as_bytes(part))
         self._end()
         return out
 
-    def all_to_all(self, parts: Tensor) -> Tensor:
+    def all_to_all(self, parts: Tensor, out: Tensor | None = None) -> Tensor:
         self._begin(CollectiveKind.ALL_TO_ALL)
         self.received_bytes += (self.size - 1) * parts.nbytes // self.size
-        out = torch.empty_like(parts)
+        if out is None:
+            out = torch.empty_like(parts)
         if parts.numel():
             dist.all_to_all_single(as_bytes(out), as_bytes(parts))
         self._end()

@@ -33,11 +33,13 @@ class Collectives(Protocol):
         `partial` itself, overwritten. float32 or bfloat16, any shape, contiguous; bfloat16 is added up in float32
         and rounded once where the implementation can."""
 
-    def all_gather(self, part: Tensor) -> Tensor:
-        """All ranks' `part` (any dtype and shape, contiguous, equal on all ranks) as a new `[size, *shape]`."""
+    def all_gather(self, part: Tensor, out: Tensor | None = None) -> Tensor:
+        """All ranks' `part` (any dtype and shape, contiguous, equal on all ranks) as `[size, *shape]`: in `out`, if
+        given, or new."""
 
-    def all_to_all(self, parts: Tensor) -> Tensor:
-        """`parts[r]` goes to rank r: `[size, ...]`, contiguous -> a new `[size, ...]` whose row r came from rank r."""
+    def all_to_all(self, parts: Tensor, out: Tensor | None = None) -> Tensor:
+        """`parts[r]` goes to rank r: `[size, ...]`, contiguous -> `[size, ...]` whose row r came from rank r: in
+        `out`, if given, or new."""
 
     def close(self) -> None:
         """Leaves the group. The others' next operation fails or never ends."""
@@ -55,11 +57,11 @@ class Alone:
     def all_reduce(self, partial: Tensor, residual: Tensor | None = None) -> Tensor:
         return partial if residual is None else residual + partial
 
-    def all_gather(self, part: Tensor) -> Tensor:
-        return part.unsqueeze(0)
+    def all_gather(self, part: Tensor, out: Tensor | None = None) -> Tensor:
+        return part.unsqueeze(0) if out is None else out.copy_(part.unsqueeze(0))
 
-    def all_to_all(self, parts: Tensor) -> Tensor:
-        return parts
+    def all_to_all(self, parts: Tensor, out: Tensor | None = None) -> Tensor:
+        return parts if out is None else out.copy_(parts)
 
     def close(self) -> None:
         """Nothing to leave."""

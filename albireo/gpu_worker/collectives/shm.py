@@ -111,17 +111,21 @@ class ShmCollectives:
         self.received_bytes += 2 * (self.size - 1) * num_bytes // self.size
         return partial
 
-    def all_gather(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         assert part.is_contiguous(), "collectives take contiguous tensors"
-        out = torch.empty((self.size, *part.shape), dtype=part.dtype)
+        if out is None:
+            out = torch.empty((self.size, *part.shape), dtype=part.dtype)
+        assert out.is_contiguous() and out.nbytes == self.size * part.nbytes
         num_bytes = part.nbytes
         self._run(self._move, _ALL_GATHER, num_bytes, 1, part.data_ptr(), out.data_ptr(), 1, 0)
         self.received_bytes += (self.size - 1) * num_bytes
         return out
 
-    def all_to_all(self, parts: Tensor) -> Tensor:
+    def all_to_all(self, parts: Tensor, out: Tensor | None = None) -> Tensor:
         assert parts.is_contiguous() and parts.shape[0] == self.size, "all-to-all takes contiguous [size, ...]"
-        out = torch.empty_like(parts)
+        if out is None:
+            out = torch.empty_like(parts)
+        assert out.is_contiguous() and out.nbytes == parts.nbytes
         num_bytes = parts.nbytes // self.size
         self._run(self._move, _ALL_TO_ALL, num_bytes, 1, parts.data_ptr(), out.data_ptr(), self.size, 0)
         self.received_bytes += (self.size - 1) * num_bytes

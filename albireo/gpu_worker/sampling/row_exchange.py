@@ -33,13 +33,16 @@ class RowGather:
     def __init__(self, share: Span, vocab_size: int, collectives: Collectives) -> None:
         self._collectives = collectives
         self._vocab_size = vocab_size
+        self._received = RowBuffer(share.width)
         self._whole = RowBuffer(collectives.size * share.width)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The rank's share `[n_rows, width]` -> all of the logits `[n_rows, vocab_size]`, a view."""
         if len(logits) == 0:
             return logits.new_empty((0, self._vocab_size))
-        return _side_by_side(self._collectives.all_gather(logits.contiguous()), self._whole)[:, : self._vocab_size]
+        size, (num_rows, width) = self._collectives.size, logits.shape
+        out = self._received.rows(size * num_rows, logits.dtype).view(size, num_rows, width)
+        return _side_by_side(self._collectives.all_gather(logits.contiguous(), out), self._whole)[:, : self._vocab_size]
 
 
 class RowExchange:
@@ -50,6 +53,7 @@ class RowExchange:
         self._vocab_size = vocab_size
         self._width = share.width
         self._padded = RowBuffer(share.width)
+        self._received = RowBuffer(share.width)
         self._whole = RowBuffer(collectives.size * share.width)
 
     def slice_of(self, num_rows: int, sampling_slice: int) -> slice:
@@ -72,7 +76,9 @@ class RowExchange:
                 padded[:num_rows].copy_(logits)
             else:
                 torch.index_select(logits, 0, torch.from_numpy(rows), out=padded[:num_rows])
-        received = self._collectives.all_to_all(padded.view(self._collectives.size, sampling_slice, self._width))
+        shape = (self._collectives.size, sampling_slice, self._width)
+        out = self._received.rows(padded_rows, logits.dtype).view(shape)
+        received = self._collectives.all_to_all(padded.view(shape), out)
         return _side_by_side(received[:, : mine.stop - mine.start], self._whole)[:, : self._vocab_size]
 
 
