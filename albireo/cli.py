@@ -91,7 +91,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="ranks, each with 1/T of the model")  # fmt: skip
     engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"], default="local",
                         help="ranks sample: where the logits lie; a slice of the rows each; all rows each")  # fmt: skip
-    engine.add_argument("--collectives", choices=["shm", "gloo"], default="shm", help="what ranks exchange through")
+    engine.add_argument("--collectives", choices=["shm", "gloo"], default="shm",
+                        help="what ranks exchange through; gloo does not tell which of them is stuck")  # fmt: skip
     engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
                         help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
     engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")

@@ -86,9 +86,12 @@ more): a fixed-width table on the device, compared with the newest tokens in eve
 MAX_LOGPROBS: Final = 20
 """OpenAI's bound on `top_logprobs`: the token ring has this many columns."""
 
-MAX_PROMPT_SCORES: Final = 2**20
-"""Most log-probabilities of prompt tokens in one response, likely alternatives included: they are about 60 bytes of
-JSON each, and 8 MB of prompts would make gigabytes of them."""
+MAX_PROMPT_SCORES: Final = 2**18
+"""Most log-probabilities of prompt tokens in one response, likely alternatives included: 16 MB of JSON, and 50 MB of
+records where no alternatives are asked for. 8 MB of prompts would make gigabytes of both."""
+
+MAX_STREAMED_PROMPT_SCORES: Final = 2**14
+"""The same in a stream, which writes them on the event loop: about 20 ms in which no other stream goes on."""
 
 MAX_LOCAL_TOP_K: Final = 128
 """Largest `top_k` that t ranks decide without moving logits: each sends so many candidates. Beyond it a row takes the

@@ -2,7 +2,9 @@
 
 A rank renews its heartbeat at every step, layer and collective, twice a second while idle and ten times a second
 while it waits for another rank (`layout.WORKER_HEARTBEAT`). So the rank whose own heartbeat stands still is the one
-to name, not those that wait for it.
+to name, not those that wait for it. (Under `--collectives gloo` those fall silent too: torch.distributed does not
+come back while it waits. Then all of them are named.) A rank is watched from its first beat on: the first thing that
+ranks do together, once each has loaded its weights.
 """
 
 from typing import Any
@@ -32,7 +34,7 @@ class RankWatch:
         tick_ns = min(now_ns - self._last_look_ns, MAX_TICK_NS) if self._last_look_ns else 0
         self._last_look_ns = now_ns
         for rank, beat in enumerate(self._workers["heartbeat_ns"].tolist()):
-            is_silent = beat == self._last_beats[rank]
+            is_silent = beat and beat == self._last_beats[rank]
             self._silent_ns[rank] = self._silent_ns[rank] + tick_ns if is_silent else 0
             self._last_beats[rank] = beat
         stuck = [rank for rank, silent_ns in enumerate(self._silent_ns) if silent_ns >= self._timeout_ns]

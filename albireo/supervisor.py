@@ -170,11 +170,11 @@ class Supervisor:
         while not all(child.is_heard for child in self._children.values()) or not all(
             worker.num_kv_blocks for worker in workers
         ):
-            self.poll()
+            self.watch()
         for name in self._children:
             self._tell(name, EngineReady(min(worker.num_kv_blocks for worker in workers)))
         while not all(child.is_ready for child in self._children.values()):
-            self.poll()
+            self.watch()
         return workers[0]
 
     def _spawn(self, spec: ChildSpec) -> None:
@@ -195,14 +195,18 @@ class Supervisor:
     # -- watch --------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """One turn of a running engine: events, or after a quarter of a second a look at the ranks' heartbeats.
-        Raises EngineStopped."""
+        """One turn: events, or after a quarter of a second none, and a look at the ranks. Raises EngineStopped."""
         self.poll(WATCH_INTERVAL_MS)
+        if self._a_rank_is_stuck():
+            raise EngineStopped(1)
+
+    def _a_rank_is_stuck(self) -> bool:
+        """Looks at the heartbeats and says who is stuck, if anybody is."""
         stuck = self._ranks.check(time.monotonic_ns())
         if stuck is not None:
             self._engine_is_broken = True
             self._display.error(f"{stuck}; stopping everything")
-            raise EngineStopped(1)
+        return stuck is not None
 
     def poll(self, timeout_ms: int | None = None) -> None:
         """Waits for one round of events and handles them. Raises EngineStopped on a signal or a child's end."""
@@ -274,7 +278,7 @@ class Supervisor:
 
     def _end(self, children: list[Child], stop: Stop, timeout_s: float, needed: Sequence[Child] = ()) -> bool | None:
         """Asks children to end and waits. False: a signal says not to wait any longer. None: one of the `needed` is
-        dead, so that waiting for streams to finish is in vain."""
+        dead or stuck, so that waiting for streams to finish is in vain."""
         for child in children:
             if child.is_ready:
                 self._tell(child.name, stop)
@@ -285,12 +289,12 @@ class Supervisor:
         for fd in (self._signals.fd, *(child.pidfd for child in (*children, *needed))):
             poller.register(fd, zmq.POLLIN)
         while any(child.process.poll() is None for child in children):
-            if any(child.process.poll() is not None for child in needed):
+            if any(child.process.poll() is not None for child in needed) or (needed and self._a_rank_is_stuck()):
                 return None
             remaining_ms = int((deadline - time.monotonic()) * 1000)
             if remaining_ms <= 0:
                 break
-            events = dict(poller.poll(remaining_ms))
+            events = dict(poller.poll(min(remaining_ms, WATCH_INTERVAL_MS)))
             if self._signals.fd in events and self._signals.take():
                 return False
             for child in children:

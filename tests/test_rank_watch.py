@@ -51,8 +51,16 @@ def test_a_silent_rank_is_named_with_its_step_and_those_that_wait(ranks: Ranks) 
 
 
 def test_an_idle_rank_that_falls_silent_is_named_too(ranks: Ranks) -> None:
+    ranks.pass_time(1, (0, 1, 2))
     ranks.entries["step"] = [9, 9, 9]
     assert ranks.pass_time(10, (0, 1)) == "worker-2 has not moved for 3.0 s after step 9"
+
+
+def test_a_rank_that_has_not_begun_is_not_blamed_for_loading(ranks: Ranks) -> None:
+    assert ranks.pass_time(60, (0, 1)) is None
+    assert ranks.pass_time(1, (0, 1, 2)) is None
+    stuck = ranks.pass_time(10, (0, 1))
+    assert stuck is not None and stuck.startswith("worker-2 has not moved")
 
 
 def test_silence_that_ends_in_time_is_forgotten(ranks: Ranks) -> None:

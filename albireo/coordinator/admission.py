@@ -41,7 +41,7 @@ def write_admission(plan: PlanSlot, request: Request, generation: int, eos_token
     entry["stop_ids"][0, : len(stop_ids)] = stop_ids
     entry["repetition_penalty"] = sampling.repetition_penalty
     entry["presence_penalty"], entry["frequency_penalty"] = sampling.presence_penalty, sampling.frequency_penalty
-    entry["min_position"] = request.num_prompt_tokens + sampling.min_tokens
+    entry["min_position"] = min(request.num_prompt_tokens + sampling.min_tokens, request.max_total_tokens)
     entry["num_logprobs"], entry["num_prompt_logprobs"] = sampling.logprobs, sampling.prompt_logprobs
     _write_extras(plan, entry, request)
     header["num_admissions"] = index + 1

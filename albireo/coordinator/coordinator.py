@@ -179,11 +179,13 @@ class Coordinator:
         return None not in self._arrived
 
     def _merge_ranks(self) -> TokenSlot:
-        """The step's results, which every rank has in full: they must be the same. Raises RanksDifferError."""
+        """The step's results, which every rank has in full. Raises RanksDifferError where their tokens, or how many
+        logprobs they have, are not the same."""
         first, *others = [slot for slot in self._arrived if slot is not None]
-        num_rows = int(first.header["num_rows"][0])
+        num_rows, num_logprobs = int(first.header["num_rows"][0]), int(first.header["num_logprobs"][0])
         for rank, other in enumerate(others, 1):
-            if not np.array_equal(first.rows[:num_rows], other.rows[: int(other.header["num_rows"][0])]):
+            rows = other.rows[: int(other.header["num_rows"][0])]
+            if not np.array_equal(first.rows[:num_rows], rows) or other.header["num_logprobs"][0] != num_logprobs:
                 step = self._num_confirmed + 1
                 raise RanksDifferError(f"worker-0 and worker-{rank} sampled different tokens in step {step}")
         return first

@@ -89,7 +89,7 @@ async def _whole(send: Send, output: Output, generations: Sequence[Generation], 
 
 
 async def _body(format_: Format, generations: Sequence[Generation]) -> bytes:
-    """On a thread where log-probabilities make it long: each takes about a microsecond."""
+    """On a thread where log-probabilities make it long."""
     num_scored = sum(each.num_prompt_tokens + each.num_tokens for each in generations if each.scores is not None)
     if num_scored <= MAX_INLINE_SCORED_TOKENS:
         return format_.body(generations)

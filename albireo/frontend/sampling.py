@@ -9,7 +9,6 @@ from msgspec import Struct
 from albireo import limits
 from albireo.checkpoint import GenerationDefaults
 from albireo.errors import RequestError
-from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.requests import ChatRequest, CompletionRequest, GenerationRequest
 from albireo.messages import SamplingParams
 
@@ -50,11 +49,12 @@ def sampling_params(
     default_max_tokens: int | None,
     bounds: ModelBounds,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    biases: tuple[tuple[int, float], ...] = (),
 ) -> SamplingParams:
     """Fills what the request leaves open from the checkpoint's generation config, then OpenAI's defaults.
 
-    `default_max_tokens` None is the rest of the context. `bad_words`: the request's, as token ids. Raises RequestError
-    for what only the model can tell to be out of bounds, and for fields that do not go together.
+    `default_max_tokens` None is the rest of the context. `bad_words` and `biases`: the request's, as token ids. Raises
+    RequestError for what only the model can tell to be out of bounds, and for fields that do not go together.
     """
     defaults = bounds.defaults
     temperature = _first(request.temperature, defaults.temperature, 1.0)
@@ -73,7 +73,7 @@ def sampling_params(
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=_first(request.repetition_penalty, None, 1.0),
-        logit_bias=logit_bias(request.logit_bias, bounds.vocab_size) if request.logit_bias else (),
+        logit_bias=biases,
         bad_words=bad_words,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
@@ -100,13 +100,15 @@ def num_logprobs(request: GenerationRequest, bounds: ModelBounds) -> tuple[int, 
     return scored, max(prompt, scored) if isinstance(request, CompletionRequest) and request.echo else prompt
 
 
-def check_num_scores(sampling: Sequence[SamplingParams], num_prompt_tokens: Sequence[int]) -> None:
+def check_num_scores(sampling: Sequence[SamplingParams], num_prompt_tokens: Sequence[int], streams: bool) -> None:
     """Raises RequestError when the prompts' log-probabilities are too many for one response."""
-    scores = (n * (params.prompt_logprobs + 1) for params, n in zip(sampling, num_prompt_tokens, strict=True))
-    if (total := sum(scores)) > limits.MAX_PROMPT_SCORES:
+    total = sum(n * (params.prompt_logprobs + 1) for params, n in zip(sampling, num_prompt_tokens, strict=True))
+    most = limits.MAX_STREAMED_PROMPT_SCORES if streams else limits.MAX_PROMPT_SCORES
+    if total > most:
+        kind, advice = ("stream", "or do not stream") if streams else ("response", "with fewer likely tokens each")
         raise RequestError(
-            f"the prompt's log-probabilities are {total}, and a response holds at most {limits.MAX_PROMPT_SCORES}: "
-            "send fewer prompts at once",
+            f"the prompt's log-probabilities are {total}, and a {kind} holds at most {most}: send fewer prompts at "
+            f"once, {advice}",
             field="prompt",
         )
 

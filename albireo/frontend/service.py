@@ -17,6 +17,7 @@ from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
+from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.output import Output
 from albireo.frontend.requests import GenerationRequest
@@ -140,10 +141,12 @@ class Service:
     ) -> list[Generation]:
         """One generation per prompt, handed to the engine. Raises RequestError, and then none is."""
         self.check_available()  # the prompt's preparation may have taken a while
+        biases = logit_bias(request.logit_bias or {}, self.bounds.vocab_size)
         params = [
-            sampling_params(request, len(prompt), default_max_tokens, self.bounds, bad_words) for prompt in prompts
+            sampling_params(request, len(prompt), default_max_tokens, self.bounds, bad_words, biases)
+            for prompt in prompts
         ]
-        check_num_scores(params, [len(prompt) for prompt in prompts])
+        check_num_scores(params, [len(prompt) for prompt in prompts], bool(request.stream))
         stops = stop_strings(request)
         shows_stop = bool(request.include_stop_str_in_output)
         generations = [

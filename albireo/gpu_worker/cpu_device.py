@@ -42,7 +42,8 @@ class CpuDevice:
         beat: Callable[[], None],
         report: Callable[[str, float], None],
     ) -> None:
-        """`beat` renews the rank's heartbeat: called once a layer."""
+        """`beat` renews the rank's heartbeat: called once a layer and before logits are computed."""
+        self._beat = beat
         torch.set_num_threads(config.num_threads)
         self._block_size = config.scheduler.block_size
         shard, dtype = shard_model(config.model, config.rank, config.num_workers), TORCH_DTYPES[config.dtype]
@@ -111,6 +112,7 @@ class CpuDevice:
         if len(inputs.sampled_tokens) != len(hidden):
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
         state, slots = self.state, inputs.sampled_slots
+        self._beat()
         sampled = self._sampler.sample(
             self._model.compute_logits(hidden), slots, inputs.sampled_positions, sampling_slice
         )
@@ -127,6 +129,7 @@ class CpuDevice:
     def _score(self, hidden: torch.Tensor, scores: PromptScores, result: TokenSlot) -> None:
         for start in range(0, scores.rows.size, SCORED_ROWS):
             part = slice(start, start + SCORED_ROWS)
+            self._beat()
             logits = self._model.compute_logits(hidden[torch.from_numpy(scores.rows[part])])
             records = self._sampler.score(logits, scores.targets[part], scores.num_top[part])
             self._write_logprobs(records, scores.slots[part], scores.positions[part], result)

@@ -226,4 +226,4 @@ COLLECTIVE_RANK: Final = record(
 `arrived`: the last barrier that it has reached, modulo 2^32. `asleep`: 1 while it waits for `released` in the kernel.
 `closed`: 1 when it has left. `operation`: what the data in each of its two buffers belongs to, so that ranks that
 have come apart notice (`gpu_worker.collectives.shm`). Publish order: buffer and `operation`, `arrived`, `released`,
-each with the atomics of `gpu_worker.collectives.atomics`, never by numpy."""
+each with the atomics of `gpu_worker.collectives.atomics`, never by numpy; `closed` behind a fence."""

@@ -48,6 +48,8 @@ class Pipeline:
         self.scheduler = Scheduler(config, num_blocks, eos, b"key", size, sampling_mode)
         self.results: dict[int, Result] = {}
         self._arrived = 0
+        self.num_beats = 0
+        """Signs of life that all ranks have given."""
         self._vocab_size = checkpoint.model.vocab_size
         plan_ring, token_ring = PlanRing(config, size), TokenRing(config)
         plan_fd = segment.create("plan", plan_ring.geometry.size)
@@ -72,7 +74,7 @@ class Pipeline:
                 num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
             )  # fmt: skip
             collectives = self._group.collectives[rank] if self._group else Alone()
-            device = CpuDevice(worker_config, collectives, lambda: None, lambda stage, fraction: None)
+            device = CpuDevice(worker_config, collectives, self._beat, lambda stage, fraction: None)
             assert device.num_kv_blocks == num_blocks
             self._capture_logits(rank, device)
             return Worker(
@@ -83,6 +85,9 @@ class Pipeline:
         self._workers = self._group.run(start) if self._group else [start(0)]
         for fd in (plan_fd, *token_fds):
             os.close(fd)
+
+    def _beat(self) -> None:
+        self.num_beats += 1
 
     def _capture_logits(self, rank: int, device: CpuDevice) -> None:
         sample, compute_logits, captured = device._sample, device._model.compute_logits, self._captured[rank]

@@ -114,6 +114,15 @@ def test_a_stopped_rank_is_named_within_the_timeout_and_nobody_spins_meanwhile(s
     assert " of step " in line
 
 
+def test_a_rank_that_stops_while_streams_finish_does_not_hold_the_end_up(path: Path) -> None:
+    with start(path, 2, "--worker-timeout", str(TIMEOUT_S), "--shutdown-timeout", "600") as server:
+        stream_forever(server)
+        server.process.send_signal(signal.SIGTERM)
+        os.kill(server.children()["albireo-worker-1"], signal.SIGSTOP)
+        server.wait()
+    assert any("worker-1 has not moved" in line for line in server.lines)
+
+
 def test_a_killed_rank_is_named_with_its_step(server: Server) -> None:
     stream_forever(server)
     os.kill(server.children()["albireo-worker-1"], signal.SIGKILL)

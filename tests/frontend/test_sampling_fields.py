@@ -7,8 +7,10 @@ import pytest
 from albireo import limits
 from albireo.checkpoint import GenerationDefaults
 from albireo.errors import RequestError
+from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.requests import ChatRequest, CompletionRequest
-from albireo.frontend.sampling import ModelBounds, num_logprobs, sampling_params, stop_strings
+from albireo.frontend.sampling import ModelBounds, check_num_scores, num_logprobs, sampling_params, stop_strings
+from albireo.limits import MAX_PROMPT_SCORES, MAX_STREAMED_PROMPT_SCORES
 from albireo.messages import SamplingParams
 
 NOTHING = GenerationDefaults()
@@ -19,7 +21,9 @@ def params(
     defaults: GenerationDefaults = NOTHING, prompt: int = 10, default_max_tokens: int | None = 16, **fields: Any
 ) -> SamplingParams:
     bounds = ModelBounds(100, 1000, (1, 2), defaults)
-    return sampling_params(CompletionRequest(**fields), prompt, default_max_tokens, bounds)
+    request = CompletionRequest(**fields)
+    biases = logit_bias(request.logit_bias or {}, bounds.vocab_size)
+    return sampling_params(request, prompt, default_max_tokens, bounds, (), biases)
 
 
 def test_without_anything_openai_s_defaults_hold() -> None:
@@ -122,3 +126,12 @@ def test_a_chat_s_max_completion_tokens_is_its_max_tokens() -> None:
     request.max_tokens = 8
     with pytest.raises(RequestError, match="differ"):
         sampling_params(request, 10, None, bounds)
+
+
+@pytest.mark.parametrize(("streams", "most"), [(False, MAX_PROMPT_SCORES), (True, MAX_STREAMED_PROMPT_SCORES)])
+def test_prompt_logprobs_are_bounded_over_all_prompts_of_a_request(streams: bool, most: int) -> None:
+    scored = params(prompt_logprobs=3)
+    check_num_scores([scored, scored], [most // 8, most // 8], streams)
+    check_num_scores([params()], [10 * most], streams)
+    with pytest.raises(RequestError, match=f"are {most + 4}, and a {'stream' if streams else 'response'} holds"):
+        check_num_scores([scored, scored], [most // 8, most // 8 + 1], streams)

@@ -30,6 +30,7 @@ from albireo.gpu_worker.collectives.sums import Element
 from albireo.gpu_worker.kernels.launch import Kernel
 from albireo.messages import CollectiveKind
 from albireo.shm.collective_segment import CollectiveSegment
+from albireo.shm.fence import fence
 
 SPIN_ROUNDS: Final = 500
 """Looks at the barrier, each a PAUSE apart: 12 microseconds on Zen 4."""
@@ -133,6 +134,7 @@ class ShmCollectives:
 
     def close(self) -> None:
         """The others' next operation raises GroupClosedError within a tenth of a second."""
+        fence()  # the last arrival is seen before this
         self._segment.ranks["closed"][self.rank] = 1
 
     def _run(

@@ -19,7 +19,7 @@ from albireo.gpu_worker.collectives.barrier import (
     is_together,
     wait,
 )
-from albireo.gpu_worker.collectives.sums import BLOCK, Element, add_up_function
+from albireo.gpu_worker.collectives.sums import BLOCK, Element, add_up
 from albireo.gpu_worker.kernels.launch import Kernel
 from albireo.gpu_worker.kernels.simd import pointer
 
@@ -69,7 +69,6 @@ def sum_kernel(element: Element) -> Kernel:
     before a second barrier, after which all copy all shares.
     """
     item = 2 if element is np.uint16 else 4
-    add_up = add_up_function(element)
 
     def sum_ranks(arguments: Any) -> None:
         a = carray(arguments, 1)[0]
@@ -91,13 +90,13 @@ def sum_kernel(element: Element) -> Kernel:
             if not is_together(a):
                 return
             if a.variant == 0:
-                add_up(first, stride, a.size, residual, out, length)
+                add_up(element, first, stride, a.size, residual, out, length)
             else:
                 if s[STAGE] == 1:
                     start = min(length, a.rank * share)
                     rest = residual + start * item if residual != 0 else 0
                     mine = min(length, start + share) - start
-                    add_up(first + start * item, stride, a.size, rest, own_buffer + start * item, mine)
+                    add_up(element, first + start * item, stride, a.size, rest, own_buffer + start * item, mine)
                     s[STAGE] = 2
                     arrive(a)
                 if not wait(a):
