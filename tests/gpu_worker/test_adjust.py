@@ -48,8 +48,9 @@ def outcome(
 
 
 def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Bit for bit, but for the payload of NaNs."""
-    return bool(np.array_equal(np.where(np.isnan(a), 0, a).view(np.int32), np.where(np.isnan(b), 0, b).view(np.int32)))
+    """Bit for bit, but for the payload of NaNs and the sign of zeros, which count as equal everywhere."""
+    plain = [(np.where(np.isnan(x), np.float32(0), x) + np.float32(0)).view(np.int32) for x in (a, b)]
+    return bool(np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(*plain))
 
 
 @st.composite
