@@ -49,8 +49,8 @@ def outcome(
 
 def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     """Bit for bit, but for the payload of NaNs and the sign of zeros, which count as equal everywhere."""
-    plain = [(np.where(np.isnan(x), np.float32(0), x) + np.float32(0)).view(np.int32) for x in (a, b)]
-    return bool(np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(*plain))
+    x, y = ((np.where(np.isnan(each), np.float32(0), each) + np.float32(0)).view(np.int32) for each in (a, b))
+    return bool(np.array_equal(np.isnan(a), np.isnan(b)) and np.array_equal(x, y))
 
 
 @st.composite
