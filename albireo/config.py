@@ -55,6 +55,8 @@ class SegmentFds(Struct, frozen=True, forbid_unknown_fields=True):
     stats: int
     collectives: int = -1
     """What ranks exchange; -1 when there is one rank."""
+    flight: dict[str, int] = {}
+    """By process name: where it notes what it does (`shm.flight`)."""
 
 
 class ChildConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +118,11 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     version: str
 
 
+def process_names(num_workers: int) -> tuple[str, ...]:
+    """All processes of one engine, in the order of a request's way through them."""
+    return ("frontend-0", "coordinator-0", *(f"worker-{rank}" for rank in range(num_workers)))
+
+
 def encode_config(config: ChildConfig) -> bytes:
     """One line of JSON, as a child reads it from its stdin."""
     return msgspec.json.encode(config) + b"\n"
@@ -134,6 +141,11 @@ def runtime_parent_dir() -> str:
         if first and Path(first).is_dir() and os.access(first, os.W_OK):
             return first
     return "/tmp"
+
+
+def flight_record_dir() -> str:
+    """Where a crashed engine's flight record is left: systemd's StateDirectory, or /tmp."""
+    return (os.environ.get("STATE_DIRECTORY") or "/tmp").split(":")[0]
 
 
 def under_journald() -> bool:

@@ -1,15 +1,17 @@
 """All shared memory of one engine, made by the supervisor before any child starts."""
 
+from collections.abc import Sequence
+
 from albireo.config import SchedulerConfig, SegmentFds
-from albireo.shm import segment, stats
+from albireo.shm import flight, segment, stats
 from albireo.shm.collective_segment import CollectiveSegment
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
 
-def create_segments(scheduler: SchedulerConfig, num_workers: int) -> SegmentFds:
-    """Anonymous segments for `num_workers` ranks, headers written. Raises segment.SegmentError when there is too
-    little memory."""
+def create_segments(scheduler: SchedulerConfig, num_workers: int, processes: Sequence[str]) -> SegmentFds:
+    """Anonymous segments for `num_workers` ranks and a flight recorder for each of `processes`, headers written.
+    Raises segment.SegmentError when there is too little memory."""
     plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
     fds = SegmentFds(
         plan_ring=segment.create("plan-ring", plan_ring.geometry.size),
@@ -18,6 +20,7 @@ def create_segments(scheduler: SchedulerConfig, num_workers: int) -> SegmentFds:
         ),
         stats=segment.create("stats", stats.stats_bytes(num_workers)),
         collectives=_create_collectives(num_workers) if num_workers > 1 else -1,
+        flight={name: _create_flight(name) for name in processes},
     )
     plan_ring.initialise(fds.plan_ring)
     for fd in fds.token_rings:
@@ -30,4 +33,10 @@ def _create_collectives(num_workers: int) -> int:
     collectives = CollectiveSegment(num_workers)
     fd = segment.create("collectives", collectives.size)
     collectives.initialise(fd)
+    return fd
+
+
+def _create_flight(name: str) -> int:
+    fd = segment.create(f"flight-{name}", flight.flight_bytes())
+    flight.initialise(fd, name)
     return fd

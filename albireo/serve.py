@@ -50,6 +50,7 @@ def serve(args: ServeArgs) -> int:
             ),
             engine.scheduler,
             engine.num_workers,
+            names[0],
             args.host,
             args.port,
             display,
@@ -142,7 +143,11 @@ def child_specs(
     worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
     environment = worker_environment(engine.num_threads)
     return [
-        *(ChildSpec("albireo.gpu_worker", worker, environment, worker_fds) for worker in workers),
-        ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats)),
-        ChildSpec("albireo.coordinator", coordinator, fds=engine_fds),
+        *(
+            ChildSpec("albireo.gpu_worker", worker, environment, (*worker_fds, segments.flight[worker.name]))
+            for worker in workers
+        ),
+        # a frontend shows every process's histograms
+        ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats, *segments.flight.values())),
+        ChildSpec("albireo.coordinator", coordinator, fds=(*engine_fds, segments.flight[coordinator.name])),
     ]

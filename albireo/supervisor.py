@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import zmq
 
-from albireo import config, sockets
+from albireo import __version__, config, sockets
 from albireo.config import ChildConfig, SegmentFds
+from albireo.engine_file import EngineInfo, leave_flight_record, write_engine_file
 from albireo.engine_segments import create_segments
 from albireo.errors import StartupError
 from albireo.messages import (
@@ -307,6 +308,7 @@ def run_engine(
     make_specs: Callable[[str, SegmentFds, int], list[ChildSpec]],
     scheduler: config.SchedulerConfig,
     num_workers: int,
+    model_name: str,
     host: str,
     port: int,
     display: StartupDisplay,
@@ -322,7 +324,7 @@ def run_engine(
         listener = stack.enter_context(open_listener(host, port))
         run_dir = stack.enter_context(RunDirectory())
         try:
-            segments = create_segments(scheduler, num_workers)
+            segments = create_segments(scheduler, num_workers, config.process_names(num_workers))
         except SegmentError as error:
             raise StartupError(str(error)) from error
         ranks = RankWatch(EngineStats(segments.stats).workers, int(worker_timeout_s * 1e9))
@@ -331,8 +333,26 @@ def run_engine(
         try:
             worker = supervisor.start(make_specs(run_dir, segments, listener.fileno()))
             device = worker.device if num_workers == 1 else f"{num_workers} x {worker.device}"
-            display.ready(device, worker.num_kv_blocks * scheduler.block_size, listener.getsockname())
-            while True:
-                supervisor.watch()
+            address = listener.getsockname()
+            host, port = address[:2]
+            info = EngineInfo(os.getpid(), __version__, model_name, host, port, segments.flight)
+            write_engine_file(run_dir, info)
+            display.ready(device, worker.num_kv_blocks * scheduler.block_size, address)
+            serve_until_stopped(supervisor, segments, display)
         except EngineStopped as stopped:
             return stopped.exit_code
+
+
+def serve_until_stopped(supervisor: Supervisor, segments: SegmentFds, display: StartupDisplay) -> NoReturn:
+    """Watches a started engine. Raises EngineStopped; after a crash the flight records are saved first."""
+    try:
+        while True:
+            supervisor.watch()
+    except EngineStopped as stopped:
+        if stopped.exit_code:
+            try:
+                path = leave_flight_record(segments.flight)
+                display.error(f"the last steps: albireo-run trace --record {path}")
+            except OSError as error:
+                display.error(f"the last steps could not be saved: {error}")
+        raise

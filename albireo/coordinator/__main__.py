@@ -12,6 +12,7 @@ from albireo.coordinator.coordinator import Coordinator, RanksDifferError
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import EngineReady, Progress, Ready, Stop
+from albireo.shm.flight import FlightRecorder
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.stats import EngineStats
 from albireo.shm.token_ring import TokenRing
@@ -45,6 +46,7 @@ def run(config: CoordinatorConfig) -> None:
     num_blocks = wait_for_engine(control)
     if num_blocks is None:
         return
+    recorder = FlightRecorder(config.segments.flight[config.name], 0, os.getpid(), time.monotonic_ns)
     coordinator = Coordinator(
         config,
         Scheduler(
@@ -59,7 +61,8 @@ def run(config: CoordinatorConfig) -> None:
         [TokenRing(config.scheduler).reader(fd) for fd in config.segments.token_rings],
         frontends,
         plan_bell,
-        Telemetry(EngineStats(config.segments.stats).engine),
+        Telemetry(EngineStats(config.segments.stats).engine, recorder),
+        recorder,
         time.monotonic_ns,
     )
     control.send(Ready())

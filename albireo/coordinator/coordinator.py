@@ -23,6 +23,7 @@ from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.limits import MAX_BAD_WORDS_ENTRIES, MAX_STOP_TOKEN_IDS
 from albireo.messages import Abort, Rejected, Submit, ToCoordinator, ToFrontend, coordinator_decoder, encode
+from albireo.shm.flight import Part, Recorder
 from albireo.shm.plan_ring import PlanWriter
 from albireo.shm.token_ring import TokenReader, TokenSlot
 
@@ -48,6 +49,7 @@ class Coordinator:
         frontends: "zmq.Socket[bytes]",
         bell: sockets.Bell,
         telemetry: Telemetry,
+        recorder: Recorder,
         clock_ns: Callable[[], int],
     ) -> None:
         self._config = config
@@ -57,6 +59,8 @@ class Coordinator:
         self._frontends = frontends
         self._bell = bell
         self._telemetry = telemetry
+        self._recorder = recorder
+        self._idle_since_ns = clock_ns()
         self._clock_ns = clock_ns
         self._run_ahead = RunAhead(config.scheduler.run_ahead)
         self._decoder = coordinator_decoder()
@@ -86,15 +90,24 @@ class Coordinator:
     # -- receive ------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        for _ in range(MAX_MESSAGES_PER_STEP):
-            try:
-                identity, *frames = self._frontends.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                self._handle(self._frontend_index(identity), self._decoder.decode(b"".join(frames)))
-            except msgspec.MsgspecError as error:
-                log.error("dropped a message of %r that is none of ours: %s", identity, error)
+        begin_ns = self._clock_ns()
+        count = 0
+        while count < MAX_MESSAGES_PER_STEP and self._receive_one():
+            count += 1
+        if count:
+            self._recorder.record(Part.RECEIVE, self._plans.next_step, begin_ns, self._clock_ns(), count)
+
+    def _receive_one(self) -> bool:
+        """False when there is no message."""
+        try:
+            identity, *frames = self._frontends.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        try:
+            self._handle(self._frontend_index(identity), self._decoder.decode(b"".join(frames)))
+        except msgspec.MsgspecError as error:
+            log.error("dropped a message of %r that is none of ours: %s", identity, error)
+        return True
 
     def _frontend_index(self, identity: bytes) -> int:
         if identity not in self._identities:
@@ -159,17 +172,21 @@ class Coordinator:
 
     def _confirm(self) -> None:
         while self._step_has_arrived():
+            self._recorder.start(self._num_confirmed + 1)
             slot = self._merge_ranks()
             header = slot.header[0]
             rows: npt.NDArray[Any] = slot.rows[: int(header["num_rows"])].copy()
             logprobs: npt.NDArray[Any] = slot.logprobs[: int(header["num_logprobs"])].copy()
-            self._run_ahead.observe(int(header["begin_ns"]), int(header["end_ns"]))
-            self._telemetry.observe_step(int(header["begin_ns"]), int(header["end_ns"]), self._scheduler.num_in_flight)
+            begin_ns, end_ns = int(header["begin_ns"]), int(header["end_ns"])
             for ring in self._tokens:
                 ring.consume()
             self._arrived = [None] * len(self._tokens)
             self._num_confirmed += 1
+            self._recorder.num_rows = rows.size
             self._deliver(self._scheduler.confirm(rows, logprobs))
+            self._recorder.mark(Part.CONFIRM)
+            self._run_ahead.observe(begin_ns, end_ns)
+            self._telemetry.observe_step(self._num_confirmed, begin_ns, end_ns, self._scheduler.has_work)
 
     def _step_has_arrived(self) -> bool:
         """Whether every rank has published the next step's results."""
@@ -203,15 +220,34 @@ class Coordinator:
             and self._plans.has_room()
             and self._scheduler.has_work
         ):
+            self._recorder.start(self._plans.next_step)
             plan = self._plans.next_slot()
             if not self._scheduler.plan(plan):
                 break
+            self._recorder.num_rows = int(plan.header["num_rows"][0])
+            self._recorder.mark(Part.SCHEDULE)
             self._plans.publish()
+            self._recorder.mark(Part.WRITE_PLAN)
             planned = True
         if planned:
+            self._recorder.start(self._plans.next_step - 1)
             self._bell.ring()
+            self._recorder.mark(Part.DOORBELL)
+        self._note_idleness()
+
+    def _note_idleness(self) -> None:
+        """Notes a stretch without any request once it is over."""
+        if not self._scheduler.has_work:
+            self._idle_since_ns = self._idle_since_ns or self._clock_ns()
+        elif self._idle_since_ns:
+            self._recorder.record(Part.IDLE, self._plans.next_step - 1, self._idle_since_ns, self._clock_ns())
+            self._idle_since_ns = 0
 
     def _answer(self) -> None:
+        if not self._outbox:
+            return
+        self._recorder.start(self._num_confirmed, len(self._outbox))
         for frontend, message in self._outbox:
             self._frontends.send_multipart([self._identities[frontend], encode(message)])
         self._outbox.clear()
+        self._recorder.mark(Part.SEND)

@@ -5,25 +5,27 @@ from typing import Any
 import numpy.typing as npt
 
 from albireo.coordinator.scheduler import Scheduler
+from albireo.shm.flight import Part, Recorder
 
 
 class Telemetry:
     """Writer of ENGINE_STATS."""
 
-    def __init__(self, stats: npt.NDArray[Any]) -> None:
+    def __init__(self, stats: npt.NDArray[Any], recorder: Recorder) -> None:
         self._stats = stats
+        self._recorder = recorder
         self._device_ns = 0
         self._exposed_ns = 0
         self._last_end_ns = 0
 
-    def observe_step(self, begin_ns: int, end_ns: int, num_in_flight: int) -> None:
-        """A confirmed step's time on the device, `num_in_flight` counting it. The gap before it counts as exposed
-        unless the engine was idle in between."""
+    def observe_step(self, step: int, begin_ns: int, end_ns: int, has_work: bool) -> None:
+        """A confirmed step's time on the device. `has_work`: whether anything is left to do behind it; the gap until
+        the next step is exposed then, else idle."""
         self._device_ns += end_ns - begin_ns
         if self._last_end_ns:
             self._exposed_ns += begin_ns - self._last_end_ns
-        # with nothing behind it in flight, the pipeline may run dry: the next gap is idleness
-        self._last_end_ns = end_ns if num_in_flight > 1 else 0
+            self._recorder.record(Part.EXPOSED, step, self._last_end_ns, begin_ns)
+        self._last_end_ns = end_ns if has_work else 0
 
     def publish(self, now_ns: int, scheduler: Scheduler, num_planned: int, num_confirmed: int) -> None:
         """Once a coordinator step: about twenty stores."""

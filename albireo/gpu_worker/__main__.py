@@ -1,6 +1,7 @@
 """A worker process: `python -m albireo.gpu_worker`, one per tensor-parallel rank, started by the supervisor."""
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.kernels.launch import compile_in_turns
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
+from albireo.shm.flight import FlightRecorder
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.stats import EngineStats
 from albireo.shm.token_ring import TokenRing
@@ -37,11 +39,15 @@ def run(config: WorkerConfig) -> None:
     def beat() -> None:
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
+    fd = config.segments.flight[config.name]
+    recorder = FlightRecorder(fd, config.rank, os.getpid(), time.monotonic_ns)
     if config.num_workers > 1:
         compile_in_turns(Path(config.run_dir))
     try:
-        collectives = make_collectives(config, heartbeat, time.monotonic_ns)
-        device = CpuDevice(config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)))
+        collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
+        device = CpuDevice(
+            config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)), recorder
+        )
     except Exception as error:
         log.debug("the worker cannot start", exc_info=True)
         control.fatal(f"{type(error).__name__}: {error}", exit_code=3)
@@ -54,6 +60,7 @@ def run(config: WorkerConfig) -> None:
         TokenRing(config.scheduler).writer(config.segments.token_rings[config.rank]),
         sockets.token_bell(context, config.run_dir).ring,
         heartbeat,
+        recorder,
         time.monotonic_ns,
     )
     bell = sockets.plan_bell_listener(context, config.run_dir)

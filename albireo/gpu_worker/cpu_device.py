@@ -20,6 +20,7 @@ from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, build_inputs
 from albireo.messages import Finish
+from albireo.shm.flight import Part, Recorder
 from albireo.shm.plan_ring import PlanSlot
 from albireo.shm.token_ring import TokenSlot
 
@@ -41,9 +42,11 @@ class CpuDevice:
         collectives: Collectives,
         beat: Callable[[], None],
         report: Callable[[str, float], None],
+        recorder: Recorder,
     ) -> None:
         """`beat` renews the rank's heartbeat: called once a layer and before logits are computed."""
         self._beat = beat
+        self._recorder = recorder
         torch.set_num_threads(config.num_threads)
         self._block_size = config.scheduler.block_size
         shard, dtype = shard_model(config.model, config.rank, config.num_workers), TORCH_DTYPES[config.dtype]
@@ -85,25 +88,23 @@ class CpuDevice:
     @torch.inference_mode()
     def execute(self, plan: PlanSlot, result: TokenSlot) -> None:
         """Runs one step: applies the plan, computes, samples, writes `result`."""
-        state, header = self.state, result.header
+        state, recorder = self.state, self._recorder
         state.apply(plan)
+        recorder.mark(Part.FETCH_PLAN)
         inputs = build_inputs(plan, state, self._block_size)
-        rows = result.rows[: inputs.result_slots.size]
-        rows["slot"] = inputs.result_slots
-        rows["generation"] = state.generation[inputs.result_slots]
-        rows["token"] = -1
-        rows["finish"] = Finish.NONE
-        header["num_rows"], header["num_logprobs"] = rows.size, 0
+        result.header["num_logprobs"] = 0
+        sampled = None
+        result.header["begin_ns"] = end_ns = recorder.mark(Part.INPUT_PREP)
         if inputs.input_ids.numel():
             hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
             scores = find_prompt_scores(plan, state, inputs.batch.num_decodes)
             if scores is not None:
                 self._score(hidden, scores, result)
             if inputs.sampled_slots.size:
-                sampling_slice = int(plan.header["sampling_slice"][0])
-                rows["token"][inputs.live], rows["finish"][inputs.live] = self._sample(
-                    hidden, inputs, sampling_slice, result
-                )
+                sampled = self._sample(hidden, inputs, int(plan.header["sampling_slice"][0]), result)
+            end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
+        result.header["end_ns"] = end_ns
+        write_rows(result, inputs, state, sampled)
 
     def _sample(
         self, hidden: torch.Tensor, inputs: StepInputs, sampling_slice: int, result: TokenSlot
@@ -113,9 +114,9 @@ class CpuDevice:
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
         state, slots = self.state, inputs.sampled_slots
         self._beat()
-        sampled = self._sampler.sample(
-            self._model.compute_logits(hidden), slots, inputs.sampled_positions, sampling_slice
-        )
+        logits = self._model.compute_logits(hidden)
+        self._recorder.mark(Part.FORWARD)
+        sampled = self._sampler.sample(logits, slots, inputs.sampled_positions, sampling_slice)
         tokens, table = sampled.tokens, state.sampling
         if sampled.logprobs.size:
             asked = table.num_logprobs[slots] >= 0
@@ -143,3 +144,16 @@ class CpuDevice:
         out[:] = records
         out["slot"], out["generation"], out["position"] = slots, self.state.generation[slots], positions
         result.header["num_logprobs"] = start + records.size
+
+
+def write_rows(
+    result: TokenSlot, inputs: StepInputs, state: DeviceState, sampled: tuple[Int32s, Int32s] | None
+) -> None:
+    """Fills the result rows of a step: `sampled` tokens and their `Finish` where rows are alive, -1 elsewhere."""
+    rows = result.rows[: inputs.result_slots.size]
+    result.header["num_rows"] = rows.size
+    rows["slot"] = inputs.result_slots
+    rows["generation"] = state.generation[inputs.result_slots]
+    rows["token"], rows["finish"] = -1, Finish.NONE
+    if sampled is not None:
+        rows["token"][inputs.live], rows["finish"][inputs.live] = sampled

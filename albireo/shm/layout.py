@@ -1,11 +1,12 @@
 """Every byte of shared memory: one numpy structured dtype per record, explicit offsets, one writer per field.
 
-Four kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
+Five kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
 
 plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
 token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
 stats        the engine's counters: the coordinator and the workers write, frontends read (`shm.stats`)
 collectives  what ranks exchange: each writes its own part, all read (`shm.collective_segment`)
+flight       one per process: it writes what it did and when, anyone reads (`shm.flight`)
 
 Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
 then the ZeroMQ doorbell. Sequence numbers start at 1 and never repeat; 0 is a slot that was never written.
@@ -18,7 +19,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 2
+VERSION: Final = 3
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -150,7 +151,8 @@ TOKEN_HEADER: Final = record(
     end_ns=("<i8", 24),
 )
 """One step's results; the row arrays follow. Writer: the worker that owns the ring.
-`begin_ns` and `end_ns` (CLOCK_MONOTONIC) bound the device's work on the step."""
+`begin_ns` and `end_ns` (CLOCK_MONOTONIC) bound the device's work on the step: forward pass and sampling, without
+reading the plan, preparing inputs and writing results."""
 
 TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
 """A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step);
@@ -227,3 +229,27 @@ COLLECTIVE_RANK: Final = record(
 `closed`: 1 when it has left. `operation`: what the data in each of its two buffers belongs to, so that ranks that
 have come apart notice (`gpu_worker.collectives.shm`). Publish order: buffer and `operation`, `arrived`, `released`,
 each with the atomics of `gpu_worker.collectives.atomics`, never by numpy; `closed` behind a fence."""
+
+KIND_FLIGHT: Final = 5
+NUM_FLIGHT_PARTS: Final = 16
+NUM_FLIGHT_BUCKETS: Final = 22
+
+FLIGHT_HEAD: Final = record(CACHE_LINE, written=("<u8", 0), pid=("<i8", 8), name=("S32", 16))
+"""Behind the header of a flight segment. `name`: the process's, written by the supervisor; the rest by that process.
+`written`: records ever written; the last `num_slots` of them are there."""
+
+FLIGHT_TOTALS: Final = record(192, buckets=(("<u8", (NUM_FLIGHT_BUCKETS,)), 0), sum_ns=("<u8", 176))
+"""One per part, NUM_FLIGHT_PARTS of them behind FLIGHT_HEAD: how long it took since the start, as a histogram over
+`shm.flight.BOUNDS_NS`; the last bucket is what took longer. Writer: the process."""
+
+FLIGHT_RECORD: Final = record(
+    32,
+    step=("<u8", 0),
+    begin_ns=("<i8", 8),
+    end_ns=("<i8", 16),
+    part=("<u2", 24),
+    rank=("<u2", 26),
+    num_rows=("<u4", 28),
+)
+"""A stretch of time (CLOCK_MONOTONIC) that a process spent on one part (`shm.flight.Part`) of one step; step 0 where
+it belongs to none. `rank`: the number in the process's name. Publish order: the record, a fence, `written`."""

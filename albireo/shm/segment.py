@@ -57,9 +57,10 @@ def create(name: str, size: int) -> int:
 class Segment:
     """A mapped segment. Views of it live as long as they are referenced; the mapping goes with the last of them."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, writable: bool = True) -> None:
         size = os.fstat(fd).st_size
-        self.data: npt.NDArray[np.uint8] = np.frombuffer(mmap.mmap(fd, size), np.uint8)
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        self.data: npt.NDArray[np.uint8] = np.frombuffer(mmap.mmap(fd, size, access=access), np.uint8)
 
     def array(self, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:
         """`count` records at `offset` bytes, in place."""

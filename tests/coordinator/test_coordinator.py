@@ -16,7 +16,8 @@ from albireo.coordinator.coordinator import Coordinator, RanksDifferError
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
-from albireo.shm import layout, segment, stats
+from albireo.shm import flight, layout, segment, stats
+from albireo.shm.flight import Part
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
@@ -59,9 +60,15 @@ class Harness:
         )  # fmt: skip
         bell = sockets.plan_bell(self._context, run_dir)
         self._closables: list[Any] = [router, *self.frontends, bell]
+        flight_fd = segment.create("flight", flight.flight_bytes())
+        flight.initialise(flight_fd, "coordinator-0")
+        recorder = flight.FlightRecorder(flight_fd, 0, os.getpid(), lambda: self.now_ns)
+        self.flight = flight.FlightReader(flight_fd)
+        fds.append(flight_fd)
         self.coordinator = Coordinator(
             config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key", num_workers), plan_ring.writer(plan_fd),
-            [token_ring.reader(fd) for fd in token_fds], router, bell, Telemetry(self.stats), lambda: self.now_ns,
+            [token_ring.reader(fd) for fd in token_fds], router, bell, Telemetry(self.stats, recorder), recorder,
+            lambda: self.now_ns,
         )  # fmt: skip
         for fd in fds:
             os.close(fd)
@@ -234,6 +241,32 @@ def test_the_counters_tell_what_was_done(harness: Harness) -> None:
     assert stats["num_steps"] == stats["num_confirmed_steps"] >= 6
     assert stats["step_device_ns"] == 1000 * stats["num_confirmed_steps"]
     assert stats["num_blocks"] == NUM_BLOCKS
+
+
+def test_the_flight_record_tells_a_step_from_request_to_answer(harness: Harness) -> None:
+    harness.submit(0, 7, [1, 2, 3], max_tokens=3, ignore_eos=True)
+    harness.run()
+    records = harness.flight.read().records
+    told = [(Part(record["part"]), int(record["step"])) for record in records]
+    assert told[:9] == [
+        (Part.RECEIVE, 1), (Part.SCHEDULE, 1), (Part.WRITE_PLAN, 1), (Part.SCHEDULE, 2), (Part.WRITE_PLAN, 2),
+        (Part.SCHEDULE, 3), (Part.WRITE_PLAN, 3), (Part.DOORBELL, 3), (Part.IDLE, 3),
+    ]  # fmt: skip
+    assert [step for part, step in told if part is Part.CONFIRM] == [1, 2, 3]
+    assert told[-1] == (Part.SEND, 3)
+
+
+def test_a_gap_is_exposed_only_while_there_is_work(harness: Harness) -> None:
+    for request_id in (7, 8):
+        harness.submit(0, request_id, [1, 2, 3], max_tokens=3, ignore_eos=True)
+        harness.run()
+        harness.now_ns += 10**9  # nothing to do
+    records = harness.flight.read().records
+    exposed = records[records["part"] == Part.EXPOSED]
+    # the harness's device pauses for 1000 ns behind each step; steps 1 and 4 come out of idleness
+    assert exposed["step"].tolist() == [2, 3, 5, 6]
+    assert (exposed["end_ns"] - exposed["begin_ns"]).tolist() == [1000] * 4
+    assert harness.stats["step_exposed_ns"][0] == 4000
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Finish, SamplingParams
 from albireo.shm import layout, segment
+from albireo.shm.flight import Unrecorded
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
@@ -74,12 +75,13 @@ class Pipeline:
                 num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
             )  # fmt: skip
             collectives = self._group.collectives[rank] if self._group else Alone()
-            device = CpuDevice(worker_config, collectives, self._beat, lambda stage, fraction: None)
+            recorder = Unrecorded()
+            device = CpuDevice(worker_config, collectives, self._beat, lambda stage, fraction: None, recorder)
             assert device.num_kv_blocks == num_blocks
             self._capture_logits(rank, device)
             return Worker(
                 device, plan_ring.reader(plan_fd, rank), token_ring.writer(token_fds[rank]), lambda: None,
-                np.zeros(1, layout.WORKER_HEARTBEAT), time.monotonic_ns,
+                np.zeros(1, layout.WORKER_HEARTBEAT), recorder, time.monotonic_ns,
             )  # fmt: skip
 
         self._workers = self._group.run(start) if self._group else [start(0)]

@@ -8,15 +8,23 @@ import numpy.typing as npt
 
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.collectives.interface import Alone, Collectives
+from albireo.gpu_worker.collectives.recorded import RecordedCollectives
+from albireo.shm.flight import Recorder
 
 
-def make_collectives(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Callable[[], int]) -> Collectives:
+def make_collectives(
+    config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, clock_ns: Callable[[], int]
+) -> Collectives:
     """This rank's end of the group that `config` describes; `heartbeat` is its WORKER_HEARTBEAT [1].
 
     Gloo meets in a file of `run_dir`, which is the engine's own. Imports only what is asked for: a rank alone needs
     neither kernels nor torch.distributed."""
     if config.num_workers == 1:
         return Alone()
+    return RecordedCollectives(_make_group(config, heartbeat, clock_ns), recorder, clock_ns)
+
+
+def _make_group(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Callable[[], int]) -> Collectives:
     if config.collectives == "gloo":
         from albireo.gpu_worker.collectives.gloo import TorchCollectives
 
