@@ -10,6 +10,8 @@ from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.shm.plan_ring import PlanSlot
 
+Int32s = npt.NDArray[np.int32]
+
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -38,14 +40,52 @@ def build_inputs(plan: PlanSlot, state: DeviceState, block_size: int) -> StepInp
     Rows that ended in an earlier step are left out: on a device whose shapes are free, dead rows cost nothing. A
     step planned past the end of all of its rows has no token at all.
     """
+    live = state.alive[state.rows]
+    rows = state.rows if live.all() else state.rows[live]
+    if plan.header["num_chunks"][0]:
+        return _mixed_inputs(plan, state, block_size, rows, live)
+    return _decode_inputs(state, block_size, rows, live)
+
+
+def _decode_inputs(state: DeviceState, block_size: int, rows: Int32s, live: npt.NDArray[np.bool_]) -> StepInputs:
+    """Of a step that only decodes, which is most: about ten array operations. The device waits for them."""
+    seq_lens = state.num_tokens[rows]
+    positions = seq_lens.astype(np.int64)
+    positions -= 1
+    index, offset = np.divmod(positions, block_size)
+    slot_mapping = state.block_table[rows, index] * np.int64(block_size)
+    slot_mapping += offset
+    return StepInputs(
+        input_ids=torch.from_numpy(state.last_token[rows].astype(np.int64)),
+        positions=torch.from_numpy(positions),
+        batch=AttentionBatch(
+            block_table=state.block_table_tensor,
+            slots=torch.from_numpy(rows),
+            query_start=torch.arange(rows.size + 1, dtype=torch.int32),
+            seq_lens=torch.from_numpy(seq_lens),
+            slot_mapping=torch.from_numpy(slot_mapping),
+            num_decodes=rows.size,
+            max_query_len=int(rows.size > 0),
+            max_seq_len=int(seq_lens.max(initial=0)),
+        ),
+        sampled_tokens=np.arange(rows.size),
+        sampled_slots=rows,
+        sampled_positions=positions + 1,
+        live=live,
+        result_slots=state.rows,
+    )
+
+
+def _mixed_inputs(
+    plan: PlanSlot, state: DeviceState, block_size: int, rows: Int32s, rows_live: npt.NDArray[np.bool_]
+) -> StepInputs:
+    """Of a step with prompt chunks behind its decode rows."""
     header = plan.header[0]
     chunks = plan.chunks[: header["num_chunks"]]
-    rows_alive = state.alive[state.rows]
-    rows = state.rows[rows_alive]
     ends_prompt = chunks["samples"] == 1
     result_slots = np.concatenate([state.rows, chunks["slot"][ends_prompt]])
     live = np.ones(result_slots.size, np.bool_)
-    live[: rows_alive.size] = rows_alive
+    live[: rows_live.size] = rows_live
 
     slots = np.concatenate([rows, chunks["slot"]])
     query_lens = np.ones(slots.size, np.int32)
