@@ -31,9 +31,13 @@ class EngineInfo(Struct, frozen=True, forbid_unknown_fields=True):
     """By process name: the supervisor's descriptor of its flight segment."""
 
     def read_flight(self) -> list[flight.FlightLog]:
-        """Every process's records. Raises SegmentError when the engine is gone, of another version or another
-        user's."""
-        logs = []
+        """Every process's records. Raises SegmentError, as `flight_readers`."""
+        return [reader.read() for reader in self.flight_readers()]
+
+    def flight_readers(self) -> list[flight.FlightReader]:
+        """For whoever reads again and again; they stay good when the engine ends. Raises SegmentError when the engine
+        is gone, of another version or another user's."""
+        readers = []
         for name, number in self.flight_fds.items():
             path = f"/proc/{self.pid}/fd/{number}"
             try:
@@ -41,10 +45,10 @@ class EngineInfo(Struct, frozen=True, forbid_unknown_fields=True):
             except OSError as error:
                 raise SegmentError(f"cannot read {name} of the engine with pid {self.pid}: {error.strerror}") from error
             try:
-                logs.append(flight.FlightReader(fd).read())
+                readers.append(flight.FlightReader(fd))
             finally:
                 os.close(fd)
-        return logs
+        return readers
 
 
 def write_engine_file(run_dir: str, info: EngineInfo) -> None:

@@ -65,6 +65,7 @@ def run(config: CoordinatorConfig) -> None:
         recorder,
         time.monotonic_ns,
     )
+    child.settle()
     control.send(Ready())
     poller = zmq.Poller()
     for socket in (frontends, token_bell, control.socket):

@@ -64,6 +64,7 @@ def run(config: WorkerConfig) -> None:
         time.monotonic_ns,
     )
     bell = sockets.plan_bell_listener(context, config.run_dir)
+    child.settle()
     control.send(WorkerReady(device.num_kv_blocks, device.name))
     try:
         serve(worker, bell, control)
