@@ -61,7 +61,9 @@ class CpuDevice:
         self._sampler = make_step_sampler(
             config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
         )
-        self._programs = DecodePrograms(self._model, self._kv_cache, self.state.block_table_tensor)
+        self._programs = DecodePrograms(
+            self._model, self._kv_cache, self.state.block_table_tensor, config.scheduler.max_num_seqs
+        )
         self._warm_up(num_tokens=1)
         self._warm_up(num_tokens=self._block_size)
 

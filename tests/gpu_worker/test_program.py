@@ -14,8 +14,9 @@ from albireo.checkpoint import read_checkpoint
 from albireo.checkpoint.shard import shard_model
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import CpuAttention
+from albireo.gpu_worker.capture_memory import CapturePool, CaptureTensors, NotCapturableError
 from albireo.gpu_worker.collectives.interface import Alone
-from albireo.gpu_worker.decode_program import DecodePrograms, NotCapturableError, _KeepTensors
+from albireo.gpu_worker.decode_program import DecodePrograms
 from albireo.gpu_worker.kernels.launch import Kernel, capture, is_capturing
 from albireo.gpu_worker.kernels.program import Program
 from albireo.gpu_worker.kernels.simd import fetch_add, pointer
@@ -68,8 +69,20 @@ def test_a_capture_ends_also_by_an_error() -> None:
 
 
 def test_what_is_no_kernel_cannot_be_captured() -> None:
-    with pytest.raises(NotCapturableError, match=r"torch\.add"), _KeepTensors():
+    with pytest.raises(NotCapturableError, match=r"torch\.add"), CaptureTensors(CapturePool()):
         torch.empty(3).add(1)
+
+
+def test_memory_goes_back_to_the_pool_with_the_last_view() -> None:
+    pool = CapturePool()
+    first = pool.empty((4, 8), torch.bfloat16)
+    view, address = first.view(-1)[3:], first.data_ptr()
+    del first
+    other = pool.empty((4, 8), torch.bfloat16)
+    assert other.data_ptr() != address, "a view still needs it"
+    del view
+    assert pool.empty((2, 16), torch.bfloat16).data_ptr() == address
+    assert address % 64 == 0 and pool.num_bytes == 128
 
 
 @pytest.fixture
@@ -117,7 +130,7 @@ def test_a_program_gives_the_bits_of_the_plain_way(
     for keys, values in kv.layers:
         keys.normal_()
         values.normal_()
-    programs = DecodePrograms(model, kv, block_table)
+    programs = DecodePrograms(model, kv, block_table, max_rows=256)
     for number, lengths in enumerate([[1], [17], [640], [5, 600], [16, 1, 300], [33, 640, 2, 129], [40, 41, 42, 43]]):
         slots = np.random.default_rng(number).permutation(8)[: len(lengths)].tolist()
         inputs = decode_step(block_table, slots, lengths, seed=number)
@@ -133,9 +146,9 @@ def test_a_program_gives_the_bits_of_the_plain_way(
 def test_what_no_program_fits_is_left_to_the_plain_way(make_checkpoint: Callable[..., Path], two_threads: None) -> None:
     model, kv = load(make_checkpoint("qwen3", dtype="bfloat16"))
     block_table = torch.zeros(8, MAX_LEN // BLOCK_SIZE, dtype=torch.int32)
-    programs = DecodePrograms(model, kv, block_table)
+    programs = DecodePrograms(model, kv, block_table, max_rows=256)
     assert programs.run(decode_step(block_table, list(range(MAX_ROWS + 1)), [9] * (MAX_ROWS + 1), seed=0)) is None
     in_float32, kv = load(make_checkpoint("qwen3"), torch.float32)
     assert not in_float32.is_capturable
-    programs = DecodePrograms(in_float32, kv, block_table)
+    programs = DecodePrograms(in_float32, kv, block_table, max_rows=256)
     assert programs.run(decode_step(block_table, [0], [9], seed=0)) is None
