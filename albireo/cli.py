@@ -181,7 +181,10 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `albireo-run`."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # what stands behind `--` is for the servers that `bench breakdown` starts
+    own, serve_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = build_parser().parse_args(own if argv[:2] == ["bench", "breakdown"] else argv)
     if args.command == "trace":
         from albireo.trace.cli import run_trace
 
@@ -189,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "bench" and args.benchmark == "breakdown":
         from albireo.bench.breakdown_cli import run_breakdown
 
-        return run_breakdown(args)
+        return run_breakdown(args, serve_flags)
     if args.command == "bench":
         from albireo.bench.cli import run_serve as run_bench_serve
 

@@ -5,17 +5,16 @@ Only the standard library is imported at the top, since `--help` must answer at 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from albireo.bench.cli import EXIT_BAD_ARGUMENTS, EXIT_FAILED, EXIT_OK
 
-MAX_RUN_AHEAD = 16
-
 
 def add_breakdown_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `bench breakdown`. It starts the servers that it measures."""
+    """Adds the flags of `bench breakdown`."""
+    parser.description = "Starts a server for each --run-ahead; flags of `albireo-run serve` for them go behind `--`."
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder; `demo` is the bundled model")
-    parser.add_argument("serve_flags", nargs="*", metavar="-- FLAGS", help="further flags of `albireo-run serve`")
     load = parser.add_argument_group("load")
     load.add_argument("--batch", type=int, default=32, help="requests that decode at once (default: 32)")
     load.add_argument("--input-len", type=int, default=128, help="tokens of a prompt (default: 128)")
@@ -33,7 +32,7 @@ def add_breakdown_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--gantt-dir", type=Path, metavar="DIR", help="a picture of each run-ahead")
 
 
-def run_breakdown(args: argparse.Namespace) -> int:
+def run_breakdown(args: argparse.Namespace, serve_flags: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code: 0, 1 if anything failed, 2 for flags that make no sense."""
     from albireo.bench.breakdown import BreakdownError, measure_breakdown, settings_from
     from albireo.bench.breakdown_report import report, save
@@ -44,7 +43,7 @@ def run_breakdown(args: argparse.Namespace) -> int:
     from albireo.trace.source import TraceError
 
     try:
-        settings = settings_from(args)
+        settings = settings_from(args, serve_flags)
         result = measure_breakdown(settings)
         print(report(settings, result, args.markdown))
         if args.save is not None:
