@@ -123,7 +123,9 @@ def _median(values: Sequence[object]) -> object:
     if isinstance(first, Overlap):
         # a rare part may be in some rounds only
         names = dict.fromkeys((part.process, part.part) for value in values for part in cast(Overlap, value).parts)
-        parts = {name: [p for v in values for p in cast(Overlap, v).parts if (p.process, p.part) == name] for name in names}
+        parts = {
+            name: [p for v in values for p in cast(Overlap, v).parts if (p.process, p.part) == name] for name in names
+        }
         fields = [field for field in first.__struct_fields__ if field != "parts"]
         medians = {field: _median([getattr(value, field) for value in values]) for field in fields}
         return Overlap(**medians, parts=[median_of(found) for found in parts.values()])  # type: ignore[arg-type]

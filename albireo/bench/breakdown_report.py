@@ -1,7 +1,6 @@
 """The tables of `bench breakdown`, for a terminal or as Markdown, and its JSON."""
 
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,11 +50,35 @@ def report(settings: BreakdownSettings, turns: Sequence[Turn], as_markdown: bool
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
         f"{machine['system']}. {Path(settings.model).name}, batch {settings.batch}, {settings.input_len} + "
-        f"{settings.output_len} tokens, {settings.tensor_parallel_size} ranks; medians of {settings.rounds} rounds"
+        f"{settings.output_len} tokens, {settings.tensor_parallel_size} rank{'s' * (settings.tensor_parallel_size > 1)}; medians of {settings.rounds} rounds"
         f"{', range in parentheses' if settings.rounds > 1 else ''}."
     )
-    command = f"`albireo-run {shlex.join(_public(argument, settings) for argument in sys.argv[1:])}`"
-    return "\n\n".join([about, command, render(*_figure_table(settings, turns)), render(*_part_table(settings, turns))])
+    return "\n\n".join(
+        [
+            about,
+            f"`{command_line(settings)}`",
+            render(*_figure_table(settings, turns)),
+            render(*_part_table(settings, turns)),
+        ]
+    )
+
+
+def command_line(settings: BreakdownSettings) -> str:
+    """What measures the same again; the model by its folder's name, since the path says nothing elsewhere."""
+    flags = {
+        "--batch": settings.batch,
+        "--input-len": settings.input_len,
+        "--output-len": settings.output_len,
+        "--waves": settings.waves,
+        "--temperature": f"{settings.temperature:g}",
+        "--run-ahead": ",".join(map(str, settings.run_aheads)),
+        "-tp": settings.tensor_parallel_size,
+        "--sampling-mode": settings.sampling_mode,
+        "--rounds": settings.rounds,
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    behind = ["--", *settings.serve_flags] if settings.serve_flags else []
+    return shlex.join(["albireo-run", "bench", "breakdown", Path(settings.model).name, *words, *behind])
 
 
 def save(path: Path, settings: BreakdownSettings, turns: Sequence[Turn]) -> None:
@@ -101,8 +124,3 @@ def _part_table(settings: BreakdownSettings, turns: Sequence[Turn]) -> tuple[lis
             row += [f"{part.share:.2%}", f"{part.p99_us:.0f}"]
         rows.append(row)
     return header, rows
-
-
-def _public(argument: str, settings: BreakdownSettings) -> str:
-    """A path says nothing to a reader elsewhere: the model's name does."""
-    return Path(argument).name if argument == settings.model else argument

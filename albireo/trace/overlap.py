@@ -113,7 +113,7 @@ def amdahl_bound(fraction: float, num_ranks: int) -> float:
 
 
 def one_rank_fraction(fixed_ns: float, period_ns: float, num_ranks: int) -> float:
-    """The share of `fixed_ns` in a step of one rank, from a step of `num_ranks`: there the rest takes so much longer."""
+    """The share of `fixed_ns` in a step of one rank, from a step of `num_ranks`, whose rest it does alone."""
     return fixed_ns / (fixed_ns + num_ranks * (period_ns - fixed_ns))
 
 
@@ -131,9 +131,7 @@ def _part_times(log: FlightLog, steps: Steps) -> list[PartTime]:
         p50, p99 = np.percentile((end_ns - begin_ns)[inside], [50, 99]) / 1e3
         per_step_us = hidden_us + exposed_us
         share = per_step_us * 1e3 * len(steps) / period_ns
-        found.append(
-            PartTime(log.name, part.name, per_step_us, hidden_us, exposed_us, share, float(p50), float(p99))
-        )
+        found.append(PartTime(log.name, part.name, per_step_us, hidden_us, exposed_us, share, float(p50), float(p99)))
     return found
 
 

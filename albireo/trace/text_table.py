@@ -9,7 +9,9 @@ def aligned(header: Row, rows: Sequence[Row]) -> str:
     """Columns two spaces apart."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
