@@ -218,5 +218,6 @@ def _draw(settings: BreakdownSettings, run_ahead: int, logs: Sequence[FlightLog]
 
     folder = Path(settings.gantt_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{Path(settings.model).name}, batch {settings.batch}, --run-ahead {run_ahead}"
+    ranks = f", {settings.tensor_parallel_size} ranks" if settings.tensor_parallel_size > 1 else ""
+    title = f"{Path(settings.model).name}, batch {settings.batch}{ranks}, --run-ahead {run_ahead}"
     draw_gantt(folder / f"run-ahead-{run_ahead}.png", logs, middle(steps, GANTT_STEPS), title)

@@ -29,13 +29,13 @@ _FIGURES: tuple[tuple[str, Callable[[Turn], float], str], ...] = (
     ("steps/s", lambda turn: 1e6 / turn.overlap.period.mean_us, "{:.1f}"),
     ("tokens/s of these steps", lambda turn: turn.decode_throughput, "{:.0f}"),
     ("tokens/s of the whole run", lambda turn: turn.output_throughput, "{:.0f}"),
-    ("does not shrink with ranks, at least", lambda turn: turn.overlap.non_scalable.fraction, "{:.2%}"),
+    ("does not shrink with ranks: exposed and collectives", lambda turn: turn.overlap.non_scalable.fraction, "{:.2%}"),
     (
-        "... if every rank samples all rows",
+        "... and sampling, if every rank samples all rows",
         lambda turn: turn.overlap.non_scalable.fraction_sampling_repeated,
         "{:.2%}",
     ),
-    ("speed-up bound, t = 2", lambda turn: turn.overlap.non_scalable.speed_up_bounds[2], "{:.2f}"),
+    ("speed-up bound of the former, t = 2", lambda turn: turn.overlap.non_scalable.speed_up_bounds[2], "{:.2f}"),
     ("... t = 4", lambda turn: turn.overlap.non_scalable.speed_up_bounds[4], "{:.2f}"),
     ("... t = 8", lambda turn: turn.overlap.non_scalable.speed_up_bounds[8], "{:.2f}"),
     ("steps measured, per round", lambda turn: turn.overlap.num_steps, "{:.0f}"),
@@ -46,12 +46,12 @@ _NO_PART = PartTime("", "", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 def report(settings: BreakdownSettings, turns: Sequence[Turn], as_markdown: bool) -> str:
     """Both tables and what they were measured on."""
     render = markdown if as_markdown else aligned
-    machine = describe_machine()
+    rounds = f"medians of {settings.rounds} rounds, range in parentheses" if settings.rounds > 1 else "one round"
+    machine, ranks = describe_machine(), settings.tensor_parallel_size
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
         f"{machine['system']}. {Path(settings.model).name}, batch {settings.batch}, {settings.input_len} + "
-        f"{settings.output_len} tokens, {settings.tensor_parallel_size} rank{'s' * (settings.tensor_parallel_size > 1)}; medians of {settings.rounds} rounds"
-        f"{', range in parentheses' if settings.rounds > 1 else ''}."
+        f"{settings.output_len} tokens, {ranks} rank{'s' * (ranks > 1)}; {rounds}."
     )
     return "\n\n".join(
         [

@@ -6,10 +6,11 @@ the gap, in which the device waited though there was work, and the device's work
 busy in one gap, so exposed times add up to more than it; what nobody was busy in is waking up and waiting.
 
 Amdahl's law: if the share s of a step of one rank does not shrink with t ranks, they are 1 / (s + (1 - s) / t) times
-as fast at most. Counted as s is what the records show of it: the gap, and the time in collectives (which includes
-waiting for the slowest rank, and is there with t > 1 only). Within FORWARD every rank repeats more that records do not
-tell apart: norms, the rope, the launch of each operation; so the true s is higher. With `gathered` sampling every rank
-repeats SAMPLE too; that figure stands beside it.
+as fast at most. Counted as s is what the records show of it: the gap, and rank 0's time in collectives, which are there
+with t > 1 only and include waiting for the slowest rank: where ranks share cores, that is most of it. From t ranks s is
+derived by taking the rest of the step t times. Not counted, since records do not tell it apart, is what every rank
+repeats within FORWARD: norms, the rope, the launch of each operation; measured on one rank the true s is higher. With
+`gathered` sampling every rank repeats SAMPLE too; that figure stands beside it.
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,7 @@ def _process(index: int, log: FlightLog) -> list[Event]:
 
 
 def _arrows(logs: Sequence[FlightLog]) -> list[Event]:
-    """Of every step whose plan and device work are both there."""
+    """Of every step with two of those records or more."""
     stops: dict[int, list[tuple[int, int]]] = {}
     for name, part in _WAY:
         for index, log in enumerate(logs):

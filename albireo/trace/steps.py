@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from albireo.shm.flight import DEVICE_PARTS, FlightLog, Part
+from albireo.shm.layout import FLIGHT_RECORD
 from albireo.trace.intervals import Intervals, Times
 
 UNKNOWN_NS = -1
@@ -92,7 +93,7 @@ def records_of(logs: Sequence[FlightLog], name: str, *parts: Part) -> npt.NDArra
     for log in logs:
         if log.name == name:
             return log.records[np.isin(log.records["part"], parts)]
-    return logs[0].records[:0]
+    return np.zeros(0, FLIGHT_RECORD)
 
 
 def _by_step(

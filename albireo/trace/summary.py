@@ -9,7 +9,7 @@ _HEADER = ("part", "us/step", "hidden", "exposed", "of step", "p50 us", "p99 us"
 def summary(account: Overlap, first: int, last: int) -> str:
     """Lines for a terminal; `first` and `last` are the steps' numbers."""
     period, gap, limits = account.period, account.gap, account.non_scalable
-    bounds = ", ".join(f"{bound:.2f} with {ranks} ranks" for ranks, bound in limits.speed_up_bounds.items())
+    bounds = ", ".join(f"{bound:.2f} for {ranks} ranks" for ranks, bound in limits.speed_up_bounds.items())
     rows = [
         (
             f"{part.process} {part.part}",
@@ -26,8 +26,9 @@ def summary(account: Overlap, first: int, last: int) -> str:
             f"exposed: {account.gap_share:.2%} of the time; per step mean {gap.mean_us:.0f} us, p50 {gap.p50_us:.0f}, "
             f"p99 {gap.p99_us:.0f}, p99.9 {gap.p999_us:.0f}, max {gap.max_us:.0f}; "
             f"{account.nobody_us:.0f} us of it nobody was busy",
-            f"does not shrink with more ranks: at least {limits.fraction:.2%} of a step of one rank, so that at most "
-            f"{bounds} times as fast; {limits.fraction_sampling_repeated:.2%} if every rank samples all rows",
+            f"does not shrink with more ranks (exposed and collectives): {limits.fraction:.2%} of a step of one rank; "
+            f"{limits.fraction_sampling_repeated:.2%} if every rank samples all rows",
+            f"bound of the speed-up by the former: {bounds}",
             "",
             aligned(_HEADER, rows),
         ]

@@ -22,7 +22,7 @@ def test_a_record_is_summarised(record: str, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "steps 1 to 30: 29 with a known period; 100000.0 steps/s" in printed
     assert "exposed: 10.00% of the time; per step mean 1 us" in printed
-    assert "at most 1.82 with 2 ranks" in printed
+    assert "bound of the speed-up by the former: 1.82 for 2 ranks" in printed
     assert any(line.split()[:2] == ["coordinator-0", "CONFIRM"] for line in printed.splitlines())
 
 

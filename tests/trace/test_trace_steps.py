@@ -42,6 +42,7 @@ def test_records_without_a_worker_or_coordinator_have_no_steps() -> None:
     frontend, coordinator, worker = make_logs(5)
     assert len(find_steps([frontend, coordinator])) == 0
     assert len(find_steps([worker]).timed()) == 0
+    assert len(find_steps([])) == 0
 
 
 def test_a_range_of_steps_includes_both_ends() -> None:
