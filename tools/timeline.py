@@ -1,6 +1,6 @@
 """Measures and writes the figures and pictures of docs/benchmarks/timeline.md: everything below its last heading.
 
-python tools/timeline.py MODEL [--rounds 3] [--batches 32,256]
+python tools/timeline.py MODEL [--rounds 3] [--batches 32,256] [--note "On an idle machine."]
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("model", help="checkpoint folder")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", default="32,256", help="the first has the pictures")
+    parser.add_argument("--note", help="a sentence about the circumstances, put before the figures")
     args = parser.parse_args()
     text, heading, _ = PAGE.read_text().partition(HEADING)
     if not heading:
@@ -47,7 +48,8 @@ def main() -> int:
         return 1
     batches = [int(batch) for batch in args.batches.split(",")]
     sections = [section(args.model, batch, args.rounds, batch == batches[0]) for batch in batches]
-    PAGE.write_text("\n".join([text + heading, *sections]))
+    notes = [f"{args.note}\n"] if args.note else []
+    PAGE.write_text("\n".join([text + heading, *notes, *sections]))
     return 0
 
 
