@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from albireo.shm.flight import DEVICE_PARTS, FlightLog, Part
+from albireo.shm.flight import FlightLog, Part
 from albireo.trace.intervals import Intervals, Times, covered_ns, union
 from albireo.trace.steps import Steps, records_of
 
@@ -152,8 +152,8 @@ def _non_scalable(logs: Sequence[FlightLog], steps: Steps, num_ranks: int) -> No
 
 
 def _work(records: npt.NDArray[np.void], inside: Intervals) -> tuple[Times, Times]:
-    """What a process did beside the device's work, as far as it touches `inside`."""
-    begin_ns, end_ns = _bounds(records[~np.isin(records["part"], (*ACCOUNTS, *DEVICE_PARTS, Part.COLLECTIVE))])
+    """What a process did, as far as it touches `inside`: another rank's device work, too."""
+    begin_ns, end_ns = _bounds(records[~np.isin(records["part"], ACCOUNTS)])
     touches = covered_ns(begin_ns, end_ns, inside) > 0
     return begin_ns[touches], end_ns[touches]
 

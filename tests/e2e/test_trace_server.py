@@ -64,6 +64,8 @@ def test_a_trace_of_a_running_server_has_every_process_and_the_steps_in_order(
     begins = {e["args"]["step"]: e["ts"] for e in found if e["name"] == "FORWARD"}
     assert list(begins) == sorted(begins) == list(range(1, len(begins) + 1))
     assert sorted(begins.values()) == list(begins.values())
+    waits = {e["args"]["step"]: e["ts"] + e["dur"] for e in found if e["name"] == "EXPOSED"}
+    assert all(waits[step] == pytest.approx(begins[step], abs=0.01) for step in waits), "a gap ends as work begins"
     planned = {e["args"]["step"]: e["ts"] for e in found if e["name"] == "SCHEDULE"}
     confirmed = {e["args"]["step"]: e["ts"] for e in found if e["name"] == "CONFIRM"}
     assert all(planned[step] < begins[step] < confirmed[step] for step in begins)

@@ -66,6 +66,16 @@ def test_a_failure_is_one_line_and_exit_code_1(
     assert text in line
 
 
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_a_damaged_record_is_one_line(record: str, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(Path(record).read_bytes())
+    data[len(data) // 2] ^= 255
+    Path(record).write_bytes(data[:-100] if damage == "cut off" else data)
+    assert main(["trace", "--record", record]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no flight record" in line
+
+
 def test_a_file_that_is_no_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.npz").write_bytes(b"none")
     assert main(["trace", "--record", str(tmp_path / "x.npz")]) == 1
