@@ -7,12 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, cast
 
-import numpy as np
 from msgspec import Struct
 
 from albireo.bench.engine_process import EngineProcess, EngineProcessError
+from albireo.bench.medians import median_of
 from albireo.bench.metrics import summarise
 from albireo.bench.serve import ServeRun, serve_bench
 from albireo.bench.settings import ServeBenchSettings, SettingsError
@@ -108,35 +107,6 @@ def measure_breakdown(settings: BreakdownSettings) -> list[Turn]:
 def of_run_ahead(turns: Sequence[Turn], run_ahead: int) -> Turn:
     """The median of each figure over the rounds of one run-ahead."""
     return median_of([turn for turn in turns if turn.run_ahead == run_ahead])
-
-
-S = TypeVar("S", bound=Struct)
-
-
-def median_of(values: Sequence[S]) -> S:
-    """A record whose every number is the median of the records' numbers."""
-    return cast(S, _median(values))
-
-
-def _median(values: Sequence[object]) -> object:
-    first = values[0]
-    if isinstance(first, Overlap):
-        # a rare part may be in some rounds only
-        names = dict.fromkeys((part.process, part.part) for value in values for part in cast(Overlap, value).parts)
-        parts = {
-            name: [p for v in values for p in cast(Overlap, v).parts if (p.process, p.part) == name] for name in names
-        }
-        fields = [field for field in first.__struct_fields__ if field != "parts"]
-        medians = {field: _median([getattr(value, field) for value in values]) for field in fields}
-        return Overlap(**medians, parts=[median_of(found) for found in parts.values()])  # type: ignore[arg-type]
-    if isinstance(first, Struct):
-        return type(first)(*(_median([getattr(value, name) for value in values]) for name in first.__struct_fields__))
-    if isinstance(first, dict):
-        return {key: _median([cast(dict[object, object], value)[key] for value in values]) for key in first}
-    if isinstance(first, str):
-        return first
-    middle_value = float(np.median(np.array(values, np.float64)))
-    return round(middle_value) if isinstance(first, int) else middle_value
 
 
 def _turn(settings: BreakdownSettings, run_ahead: int) -> Turn:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from albireo.bench.breakdown import Turn, median_of, parse_run_aheads
+from albireo.bench.breakdown import Turn, parse_run_aheads
+from albireo.bench.medians import median_of
 from albireo.bench.settings import SettingsError
 from albireo.cli import main
 from albireo.trace.overlap import NonScalable, Overlap, PartTime, Spread
