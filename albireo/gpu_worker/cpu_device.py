@@ -19,7 +19,7 @@ from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
 from albireo.gpu_worker.prompt_scores import PromptScores, find_prompt_scores
 from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
-from albireo.gpu_worker.step_inputs import StepInputs, build_inputs
+from albireo.gpu_worker.step_inputs import StepInputs, StepRows, build_inputs, decode_rows
 from albireo.messages import Finish
 from albireo.shm.flight import Part, Recorder
 from albireo.shm.plan_ring import PlanSlot
@@ -61,9 +61,7 @@ class CpuDevice:
         self._sampler = make_step_sampler(
             config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
         )
-        self._programs = DecodePrograms(
-            self._model, self._kv_cache, self.state.block_table_tensor, config.scheduler.max_num_seqs
-        )
+        self._programs = DecodePrograms(self._model, self._kv_cache, self.state, config.scheduler.max_num_seqs)
         self._warm_up(num_tokens=1)
         self._warm_up(num_tokens=self._block_size)
 
@@ -95,29 +93,37 @@ class CpuDevice:
         state, recorder = self.state, self._recorder
         state.apply(plan)
         recorder.mark(Part.FETCH_PLAN)
-        inputs = build_inputs(plan, state, self._block_size)
         result.header["num_logprobs"] = 0
+        rows, inputs = self._prepare(plan)
         sampled = None
         result.header["begin_ns"] = end_ns = recorder.mark(Part.INPUT_PREP)
-        if inputs.input_ids.numel():
-            logits = self._compute_logits(plan, inputs, result)
-            if logits is not None:
-                recorder.mark(Part.FORWARD)
-                sampled = self._sample(logits, inputs, int(plan.header["sampling_slice"][0]), result)
+        logits = self._programs.run(rows.slots) if inputs is None else self._compute_logits(plan, inputs, result)
+        if logits is not None:
+            recorder.mark(Part.FORWARD)
+            sampled = self._sample(logits, rows, int(plan.header["sampling_slice"][0]), result)
+        if inputs is None or inputs.input_ids.numel():
             end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
         result.header["end_ns"] = end_ns
-        write_rows(result, inputs, state, sampled)
+        write_rows(result, rows, state, sampled)
+
+    def _prepare(self, plan: PlanSlot) -> tuple[StepRows, StepInputs | None]:
+        """The step's rows, and its inputs unless a program makes them itself."""
+        if not plan.header["num_chunks"][0]:
+            rows = decode_rows(self.state)
+            if self._programs.fit(rows.slots.size):
+                return rows, None
+        inputs = build_inputs(plan, self.state, self._block_size)
+        return inputs.rows, inputs
 
     def _compute_logits(self, plan: PlanSlot, inputs: StepInputs, result: TokenSlot) -> torch.Tensor | None:
         """Of the rows that sample, if any do; scores prompt tokens on the way."""
-        logits = self._programs.run(inputs)
-        if logits is not None:
-            return logits
+        if not inputs.input_ids.numel():
+            return None
         hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
         scores = find_prompt_scores(plan, self.state, inputs.batch.num_decodes)
         if scores is not None:
             self._score(hidden, scores, result)
-        if not inputs.sampled_slots.size:
+        if not inputs.rows.slots.size:
             return None
         if len(inputs.sampled_tokens) != len(hidden):
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
@@ -125,19 +131,18 @@ class CpuDevice:
         return self._model.compute_logits(hidden)
 
     def _sample(
-        self, logits: torch.Tensor, inputs: StepInputs, sampling_slice: int, result: TokenSlot
+        self, logits: torch.Tensor, rows: StepRows, sampling_slice: int, result: TokenSlot
     ) -> tuple[Int32s, Int32s]:
         """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
-        state, slots = self.state, inputs.sampled_slots
-        sampled = self._sampler.sample(logits, slots, inputs.sampled_positions, sampling_slice)
+        state, slots = self.state, rows.slots
+        sampled = self._sampler.sample(logits, slots, rows.positions, sampling_slice)
         tokens, table = sampled.tokens, state.sampling
         if sampled.logprobs.size:
             asked = table.num_logprobs[slots] >= 0
-            self._write_logprobs(sampled.logprobs, slots[asked], inputs.sampled_positions[asked], result)
+            self._write_logprobs(sampled.logprobs, slots[asked], rows.positions[asked], result)
         table.observe(slots, tokens)
         finish = check_stop(tokens, slots, table.stop_ids, table.num_eos_ids, table.num_stop_ids)
-        num_tokens = (inputs.sampled_positions + 1).astype(np.int32)
-        state.advance(slots, tokens, num_tokens, finish != Finish.NONE)
+        state.advance(slots, tokens, (rows.positions + 1).astype(np.int32), finish != Finish.NONE)
         return tokens, finish
 
     def _score(self, hidden: torch.Tensor, scores: PromptScores, result: TokenSlot) -> None:
@@ -159,14 +164,12 @@ class CpuDevice:
         result.header["num_logprobs"] = start + records.size
 
 
-def write_rows(
-    result: TokenSlot, inputs: StepInputs, state: DeviceState, sampled: tuple[Int32s, Int32s] | None
-) -> None:
+def write_rows(result: TokenSlot, rows: StepRows, state: DeviceState, sampled: tuple[Int32s, Int32s] | None) -> None:
     """Fills the result rows of a step: `sampled` tokens and their `Finish` where rows are alive, -1 elsewhere."""
-    rows = result.rows[: inputs.result_slots.size]
-    result.header["num_rows"] = rows.size
-    rows["slot"] = inputs.result_slots
-    rows["generation"] = state.generation[inputs.result_slots]
-    rows["token"], rows["finish"] = -1, Finish.NONE
+    out = result.rows[: rows.result_slots.size]
+    result.header["num_rows"] = out.size
+    out["slot"] = rows.result_slots
+    out["generation"] = state.generation[rows.result_slots]
+    out["token"], out["finish"] = -1, Finish.NONE
     if sampled is not None:
-        rows["token"][inputs.live], rows["finish"][inputs.live] = sampled
+        out["token"][rows.live], out["finish"][rows.live] = sampled

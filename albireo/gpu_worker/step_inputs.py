@@ -14,8 +14,24 @@ Int32s = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
+class StepRows:
+    """Which of a step's rows sample: the decode rows that are alive, then the chunks that end a prompt."""
+
+    slots: Int32s
+    """[num_sampled]"""
+    positions: npt.NDArray[np.int64]
+    """[num_sampled]: position of the token that is sampled."""
+    live: npt.NDArray[np.bool_]
+    """[num_rows + sampling chunks]: which of the plan's result rows these are; the others are dead."""
+    result_slots: Int32s
+    """[num_rows + sampling chunks]: the plan's result rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """A step's tokens: decode rows that are alive, one token each, then the prompt chunks."""
+
+    rows: StepRows
 
     input_ids: torch.Tensor
     """int64 [num_tokens]"""
@@ -24,14 +40,13 @@ class StepInputs:
     batch: AttentionBatch
     sampled_tokens: npt.NDArray[np.int64]
     """[num_sampled]: which of the tokens yield a next one: the live rows', then the chunks' that end a prompt."""
-    sampled_slots: npt.NDArray[np.int32]
-    """[num_sampled]"""
-    sampled_positions: npt.NDArray[np.int64]
-    """[num_sampled]: position of the token that is sampled."""
-    live: npt.NDArray[np.bool_]
-    """[num_rows + sampling chunks]: which of the plan's result rows these are; the others are dead."""
-    result_slots: npt.NDArray[np.int32]
-    """[num_rows + sampling chunks]: the plan's result rows."""
+
+
+def decode_rows(state: DeviceState) -> StepRows:
+    """Of a step that only decodes: rows that ended in an earlier step are left out."""
+    live = state.alive[state.rows]
+    slots = state.rows if live.all() else state.rows[live]
+    return StepRows(slots, state.num_tokens[slots].astype(np.int64), live, state.rows)
 
 
 def build_inputs(plan: PlanSlot, state: DeviceState, block_size: int) -> StepInputs:
@@ -40,15 +55,15 @@ def build_inputs(plan: PlanSlot, state: DeviceState, block_size: int) -> StepInp
     Rows that ended in an earlier step are left out: on a device whose shapes are free, dead rows cost nothing. A
     step planned past the end of all of its rows has no token at all.
     """
-    live = state.alive[state.rows]
-    rows = state.rows if live.all() else state.rows[live]
+    decoding = decode_rows(state)
     if plan.header["num_chunks"][0]:
-        return _mixed_inputs(plan, state, block_size, rows, live)
-    return _decode_inputs(state, block_size, rows, live)
+        return _mixed_inputs(plan, state, block_size, decoding)
+    return _decode_inputs(state, block_size, decoding)
 
 
-def _decode_inputs(state: DeviceState, block_size: int, rows: Int32s, live: npt.NDArray[np.bool_]) -> StepInputs:
-    """Of a step that only decodes, which is most: about ten array operations. The device waits for them."""
+def _decode_inputs(state: DeviceState, block_size: int, decoding: StepRows) -> StepInputs:
+    """Of a step that only decodes."""
+    rows = decoding.slots
     seq_lens = state.num_tokens[rows]
     positions = seq_lens.astype(np.int64)
     positions -= 1
@@ -56,6 +71,7 @@ def _decode_inputs(state: DeviceState, block_size: int, rows: Int32s, live: npt.
     slot_mapping = state.block_table[rows, index] * np.int64(block_size)
     slot_mapping += offset
     return StepInputs(
+        rows=decoding,
         input_ids=torch.from_numpy(state.last_token[rows].astype(np.int64)),
         positions=torch.from_numpy(positions),
         batch=AttentionBatch(
@@ -69,23 +85,18 @@ def _decode_inputs(state: DeviceState, block_size: int, rows: Int32s, live: npt.
             max_seq_len=int(seq_lens.max(initial=0)),
         ),
         sampled_tokens=np.arange(rows.size),
-        sampled_slots=rows,
-        sampled_positions=positions + 1,
-        live=live,
-        result_slots=state.rows,
     )
 
 
-def _mixed_inputs(
-    plan: PlanSlot, state: DeviceState, block_size: int, rows: Int32s, rows_live: npt.NDArray[np.bool_]
-) -> StepInputs:
+def _mixed_inputs(plan: PlanSlot, state: DeviceState, block_size: int, decoding: StepRows) -> StepInputs:
     """Of a step with prompt chunks behind its decode rows."""
+    rows = decoding.slots
     header = plan.header[0]
     chunks = plan.chunks[: header["num_chunks"]]
     ends_prompt = chunks["samples"] == 1
     result_slots = np.concatenate([state.rows, chunks["slot"][ends_prompt]])
     live = np.ones(result_slots.size, np.bool_)
-    live[: rows_live.size] = rows_live
+    live[: decoding.live.size] = decoding.live
 
     slots = np.concatenate([rows, chunks["slot"]])
     query_lens = np.ones(slots.size, np.int32)
@@ -103,6 +114,7 @@ def _mixed_inputs(
     samples[rows.size :] = ends_prompt
     sampled_tokens = last_tokens[samples]
     return StepInputs(
+        rows=StepRows(slots[samples], positions[sampled_tokens] + 1, live, result_slots),
         input_ids=torch.from_numpy(input_ids.astype(np.int64)),
         positions=torch.from_numpy(positions),
         batch=AttentionBatch(
@@ -116,8 +128,4 @@ def _mixed_inputs(
             max_seq_len=int(seq_lens.max(initial=0)),
         ),
         sampled_tokens=sampled_tokens,
-        sampled_slots=slots[samples],
-        sampled_positions=positions[sampled_tokens] + 1,
-        live=live,
-        result_slots=result_slots,
     )

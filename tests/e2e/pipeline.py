@@ -94,12 +94,12 @@ class Pipeline:
     def _capture_logits(self, rank: int, device: CpuDevice) -> None:
         sample, captured = device._sample, self._captured[rank]
 
-        def sample_and_keep(logits: torch.Tensor, inputs: Any, *rest: Any) -> Any:
+        def sample_and_keep(logits: torch.Tensor, rows: Any, *rest: Any) -> Any:
             captured[:] = [logits.float().clone()]
-            output = sample(logits, inputs, *rest)
+            output = sample(logits, rows, *rest)
             if rank == 0:
                 self._sampled = (
-                    device.state.sampling.seed[inputs.sampled_slots].tolist(), inputs.sampled_positions.tolist()
+                    device.state.sampling.seed[rows.slots].tolist(), rows.positions.tolist()
                 )  # fmt: skip
             return output
 

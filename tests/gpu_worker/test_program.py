@@ -12,18 +12,19 @@ from numba import carray
 
 from albireo.checkpoint import read_checkpoint
 from albireo.checkpoint.shard import shard_model
-from albireo.gpu_worker.attention.batch import AttentionBatch
+from albireo.config import SchedulerConfig
 from albireo.gpu_worker.attention.cpu import CpuAttention
 from albireo.gpu_worker.capture_memory import CapturePool, CaptureTensors, NotCapturableError
 from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.decode_program import DecodePrograms
+from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kernels.launch import Kernel, capture, is_capturing
 from albireo.gpu_worker.kernels.program import Program
 from albireo.gpu_worker.kernels.simd import fetch_add, pointer
 from albireo.gpu_worker.kernels.skinny_product import MAX_ROWS
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.models.decoder import DecoderModel
-from albireo.gpu_worker.step_inputs import StepInputs
+from albireo.gpu_worker.step_inputs import _decode_inputs, decode_rows
 from albireo.gpu_worker.weights import MappedWeights
 
 ARGUMENTS = np.dtype([("counter", "<i8"), ("source", "<i8"), ("out", "<i8"), ("n", "<i8")])
@@ -101,23 +102,20 @@ def load(path: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[DecoderModel,
     return model, KVCache(config, 8 * MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, dtype)
 
 
-def decode_step(block_table: torch.Tensor, slots: list[int], lengths: list[int], seed: int) -> StepInputs:
-    """Inputs of a step that decodes the sequences in `slots`, `lengths` tokens long with the new one."""
-    n = len(slots)
-    slot_ids, seq_lens = torch.tensor(slots, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
-    positions = seq_lens.long() - 1
-    blocks = block_table[slot_ids.long(), positions // BLOCK_SIZE].long()
-    return StepInputs(
-        input_ids=torch.randint(512, (n,), generator=torch.Generator().manual_seed(seed)),
-        positions=positions,
-        batch=AttentionBatch(
-            block_table=block_table, slots=slot_ids, query_start=torch.arange(n + 1, dtype=torch.int32),
-            seq_lens=seq_lens, slot_mapping=blocks * BLOCK_SIZE + positions % BLOCK_SIZE, num_decodes=n,
-            max_query_len=1, max_seq_len=max(lengths),
-        ),
-        sampled_tokens=np.arange(n), sampled_slots=slot_ids.numpy(), sampled_positions=positions.numpy() + 1,
-        live=np.ones(n, np.bool_), result_slots=slot_ids.numpy(),
-    )  # fmt: skip
+def decode_state(num_blocks: int) -> DeviceState:
+    """Room for eight sequences, which `set_rows` makes."""
+    state = DeviceState(SchedulerConfig(max_num_seqs=8, max_model_len=MAX_LEN, block_size=BLOCK_SIZE))
+    blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7)).numpy()
+    state.block_table[:8] = blocks.reshape(8, -1)
+    return state
+
+
+def set_rows(state: DeviceState, slots: list[int], lengths: list[int], seed: int) -> None:
+    """The sequences in `slots` are about to get their next token: `lengths` are there, KV of the last one is not."""
+    state.rows = np.array(slots, np.int32)
+    state.alive[slots] = True
+    state.num_tokens[slots] = lengths
+    state.last_token[slots] = np.random.default_rng(seed).integers(0, 512, len(slots))
 
 
 @torch.inference_mode()
@@ -126,29 +124,30 @@ def test_a_program_gives_the_bits_of_the_plain_way(
     make_checkpoint: Callable[..., Path], two_threads: None, family: str
 ) -> None:
     model, kv = load(make_checkpoint(family, dtype="bfloat16"))
-    block_table = torch.randperm(kv.num_blocks).view(8, -1).to(torch.int32)
+    state = decode_state(kv.num_blocks)
     for keys, values in kv.layers:
         keys.normal_()
         values.normal_()
-    programs = DecodePrograms(model, kv, block_table, max_rows=256)
+    programs = DecodePrograms(model, kv, state, max_rows=256)
     for number, lengths in enumerate([[1], [17], [640], [5, 600], [16, 1, 300], [33, 640, 2, 129], [40, 41, 42, 43]]):
         slots = np.random.default_rng(number).permutation(8)[: len(lengths)].tolist()
-        inputs = decode_step(block_table, slots, lengths, seed=number)
-        logits = programs.run(inputs)
-        assert logits is not None
-        by_program, written = logits.clone(), [layer[0].clone() for layer in kv.layers]
+        set_rows(state, slots, lengths, seed=number)
+        assert programs.fit(len(slots))
+        by_program = programs.run(state.rows).clone()
+        written = [(keys.clone(), values.clone()) for keys, values in kv.layers]
+        inputs = _decode_inputs(state, BLOCK_SIZE, decode_rows(state))
         hidden = model.forward(inputs.input_ids, inputs.positions, inputs.batch, kv)
         assert torch.equal(by_program, model.compute_logits(hidden))
-        assert all(torch.equal(before, layer[0]) for before, layer in zip(written, kv.layers, strict=True))
+        for before, layer in zip(written, kv.layers, strict=True):
+            assert torch.equal(before[0], layer[0])
+            assert torch.equal(before[1], layer[1])
 
 
-@torch.inference_mode()
 def test_what_no_program_fits_is_left_to_the_plain_way(make_checkpoint: Callable[..., Path], two_threads: None) -> None:
     model, kv = load(make_checkpoint("qwen3", dtype="bfloat16"))
-    block_table = torch.zeros(8, MAX_LEN // BLOCK_SIZE, dtype=torch.int32)
-    programs = DecodePrograms(model, kv, block_table, max_rows=256)
-    assert programs.run(decode_step(block_table, list(range(MAX_ROWS + 1)), [9] * (MAX_ROWS + 1), seed=0)) is None
+    state = decode_state(kv.num_blocks)
+    programs = DecodePrograms(model, kv, state, max_rows=3)
+    assert [programs.fit(num_rows) for num_rows in (0, 1, 3, 4)] == [False, True, True, False]
+    assert not DecodePrograms(model, kv, state, max_rows=10 * MAX_ROWS).fit(MAX_ROWS + 1)
     in_float32, kv = load(make_checkpoint("qwen3"), torch.float32)
-    assert not in_float32.is_capturable
-    programs = DecodePrograms(in_float32, kv, block_table, max_rows=256)
-    assert programs.run(decode_step(block_table, [0], [9], seed=0)) is None
+    assert not DecodePrograms(in_float32, kv, state, max_rows=8).fit(1)

@@ -8,7 +8,7 @@ import torch
 
 from albireo.config import SchedulerConfig
 from albireo.gpu_worker.device_state import DeviceState
-from albireo.gpu_worker.step_inputs import StepInputs, _mixed_inputs, build_inputs
+from albireo.gpu_worker.step_inputs import StepInputs, _mixed_inputs, build_inputs, decode_rows
 from albireo.shm import segment
 from albireo.shm.plan_ring import PlanRing, PlanSlot
 
@@ -37,7 +37,7 @@ def make_plan() -> PlanSlot:
 def fields(inputs: StepInputs) -> dict[str, Any]:
     """Every array of the inputs as (dtype, values)."""
     found = {}
-    for owner in (inputs, inputs.batch):
+    for owner in (inputs, inputs.batch, inputs.rows):
         for name in owner.__slots__:
             value = getattr(owner, name)
             if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -52,8 +52,7 @@ def fields(inputs: StepInputs) -> dict[str, Any]:
 )
 def test_a_decode_step_s_inputs_are_those_of_any_step_without_chunks(rows: list[int], dead: list[int]) -> None:
     state, plan = make_state(rows, dead), make_plan()
-    live = state.alive[state.rows]
-    expected = _mixed_inputs(plan, state, CONFIG.block_size, state.rows[live], live)
+    expected = _mixed_inputs(plan, state, CONFIG.block_size, decode_rows(state))
     assert fields(build_inputs(plan, state, CONFIG.block_size)) == fields(expected)
 
 
@@ -66,7 +65,7 @@ def test_chunks_come_behind_the_decode_rows() -> None:
     inputs = build_inputs(plan, state, CONFIG.block_size)
     assert inputs.positions.tolist() == [8, 6, 7, 8]
     assert inputs.input_ids.tolist() == [state.last_token[2], 11, 12, 13]
-    assert inputs.result_slots.tolist() == inputs.sampled_slots.tolist() == [2, 4]
-    assert inputs.sampled_positions.tolist() == [9, 9]
+    assert inputs.rows.result_slots.tolist() == inputs.rows.slots.tolist() == [2, 4]
+    assert inputs.rows.positions.tolist() == [9, 9]
     block = int(state.block_table[4, 1])
     assert inputs.batch.slot_mapping.tolist()[1:] == [block * 4 + 2, block * 4 + 3, int(state.block_table[4, 2]) * 4]

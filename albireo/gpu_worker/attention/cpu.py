@@ -7,6 +7,7 @@ import logging
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -64,6 +65,8 @@ class CpuAttention:
         self._partials = _Floats()
         self._counters = np.zeros(0, np.int64)
         self._counters_address = 0
+        self._outgrown: list[npt.NDArray[np.int64]] = []
+        """What captured calls still use."""
 
     def write_kv(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> None:
         """As `Attention.write_kv`."""
@@ -183,6 +186,8 @@ class CpuAttention:
     def _fresh_counters(self, n: int) -> int:
         """Address of n int64 counters at 0. The kernels leave all but the first two at 0."""
         if self._counters.size < n:
+            if is_capturing():
+                self._outgrown.append(self._counters)
             self._counters = np.zeros(n, np.int64)
             self._counters_address = self._counters.ctypes.data
         self._counters[:2] = 0
@@ -205,12 +210,16 @@ class _Floats:
 
     def __init__(self) -> None:
         self._tensor = torch.empty(0)
+        self._outgrown: list[Tensor] = []
+        """What captured calls still use."""
         self._size = 0
         self._address = 0
 
     def room(self, size: int) -> int:
         """Address of at least `size` numbers."""
         if self._size < size:
+            if is_capturing():
+                self._outgrown.append(self._tensor)
             self._tensor = torch.empty(size)
             self._size, self._address = size, self._tensor.data_ptr()
         return self._address

@@ -83,12 +83,12 @@ class DecoderModel:
 
         `input_ids` int32 or int64 `[n_tokens]`, `positions` int64 `[n_tokens]`; writes `kv` where `batch` says.
         """
-        return self.run_layers(self.embed(input_ids), positions, batch, kv, self._attention)
+        return self.run_layers(self._embedding(input_ids), positions, batch, kv, self._attention)
 
-    def embed(self, input_ids: Tensor, out: Tensor | None = None) -> Tensor:
-        """`[n_tokens, hidden_size]` of the embedding table: new, or in `out`."""
-        found = self._embedding(input_ids)
-        return found if out is None else out.copy_(found)
+    @property
+    def embedding_table(self) -> Tensor:
+        """`[vocab.size, hidden_size]`: this rank's rows."""
+        return self._embedding.table
 
     @property
     def is_capturable(self) -> bool:

@@ -69,20 +69,20 @@ class VocabEmbedding:
 
     def __init__(self, table: Tensor, vocab: Span, collectives: Collectives) -> None:
         """`table` `[vocab.size, hidden_size]`"""
-        self._table = table
+        self.table = table
         self._vocab = vocab
         self._collectives = collectives
 
     def __call__(self, input_ids: Tensor) -> Tensor:
         """int32 or int64 `[n]` -> `[n, hidden_size]`; a sum over ranks of which one term is not zero, so exact."""
         if self._collectives.size == 1:
-            return functional.embedding(input_ids, self._table)
+            return functional.embedding(input_ids, self.table)
         if not self._vocab.size:
-            found = torch.zeros(input_ids.shape[0], self._table.shape[1], dtype=self._table.dtype)
+            found = torch.zeros(input_ids.shape[0], self.table.shape[1], dtype=self.table.dtype)
             return self._collectives.all_reduce(found)
         local = input_ids - self._vocab.start
         is_elsewhere = (local < 0) | (local >= self._vocab.size)
-        found = functional.embedding(local.masked_fill_(is_elsewhere, 0), self._table)
+        found = functional.embedding(local.masked_fill_(is_elsewhere, 0), self.table)
         return self._collectives.all_reduce(found.masked_fill_(is_elsewhere.unsqueeze(1), 0))
 
 
