@@ -7,7 +7,6 @@ Programs never run at the same time, so all of them share one pool.
 
 import math
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +23,10 @@ _HARMLESS: Final = {
 of the program."""
 
 
+_ALIGNMENT: Final = 64
+"""Bytes."""
+
+
 class NotCapturableError(Exception):
     """A step computes with something else than kernels."""
 
@@ -32,24 +35,28 @@ class CapturePool:
     """Blocks of memory, which live as long as the pool."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
-        """By size in bytes."""
+        self._free: list[npt.NDArray[np.uint8]] = []
         self.num_bytes = 0
+        """Of all blocks. A program that is smaller than the one before needs no new ones."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor whose memory goes back to the pool when neither it nor a view of it is left."""
-        size = max(math.prod(shape) * dtype.itemsize, 1)
-        free = self._free[size]
-        if not free:
-            # aligned as torch's own memory is: kernels load whole vectors
-            memory = np.empty(size + 64, np.uint8)
-            start = -memory.ctypes.data % 64
-            free.append(memory[start : start + size])
-            self.num_bytes += size
-        block = free.pop()
+        """A tensor in the smallest block that has room; when neither it nor a view of it is left, that is free."""
+        size = math.prod(shape) * dtype.itemsize
+        fitting = [index for index, block in enumerate(self._free) if block.size >= size]
+        if fitting:
+            block = self._free.pop(min(fitting, key=lambda index: self._free[index].size))
+        else:
+            block = self._new_block(size)
         lent = block[:]  # torch holds on to this array for as long as any tensor needs it
-        weakref.finalize(lent, free.append, block)
-        return torch.from_numpy(lent)[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        weakref.finalize(lent, self._free.append, block)
+        return torch.from_numpy(lent)[:size].view(dtype).view(shape)
+
+    def _new_block(self, size: int) -> npt.NDArray[np.uint8]:
+        """Aligned as torch's own memory is: kernels load whole vectors."""
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        self.num_bytes += size
+        return memory[start : start + size]
 
 
 class CaptureTensors(TorchFunctionMode):

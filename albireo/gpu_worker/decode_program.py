@@ -14,7 +14,7 @@ from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kernels.decode_inputs import decode_inputs_kernel
 from albireo.gpu_worker.kernels.launch import capture
 from albireo.gpu_worker.kernels.program import Program
-from albireo.gpu_worker.kernels.skinny_product import MAX_ROWS
+from albireo.gpu_worker.kernels.skinny_product import max_rows as most_kernel_rows
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.models.decoder import DecoderModel
 from albireo.gpu_worker.step_inputs import Int32s
@@ -31,6 +31,7 @@ class StepBuffers:
         self.slots = torch.zeros(max_rows, dtype=torch.int32)
         self.hidden = torch.zeros(max_rows, model.config.hidden_size, dtype=model.dtype)
         self.positions = torch.zeros(max_rows, dtype=torch.int64)
+        self.logits = torch.zeros(max_rows, model.vocab_width, dtype=model.dtype)
         self._slot_mapping = torch.zeros(max_rows, dtype=torch.int64)
         self._seq_lens = torch.zeros(max_rows, dtype=torch.int32)
         self._query_start = torch.arange(max_rows + 1, dtype=torch.int32)
@@ -63,16 +64,16 @@ class StepBuffers:
 
 
 class DecodePrograms:
-    """A program for each number of rows up to `MAX_ROWS`, captured when it is first needed (some milliseconds); none
-    where the model is not made of kernels alone."""
+    """A program for each number of rows that our product kernel takes, captured when it is first needed (some
+    milliseconds); none where the model is not made of kernels alone."""
 
     def __init__(self, model: DecoderModel, kv: KVCache, state: DeviceState, max_rows: int) -> None:
         """`max_rows`: of any step. `state`'s arrays stay where they are."""
         self._model = model
         self._kv = kv
-        self._max_rows = min(max_rows, MAX_ROWS) if model.is_capturable else 0
-        self._programs: dict[int, tuple[Program, Tensor]] = {}
-        """By number of rows, with where its logits lie."""
+        self._max_rows = min(max_rows, most_kernel_rows()) if model.is_capturable else 0
+        self._programs: dict[int, Program] = {}
+        """By number of rows."""
         self._pool = CapturePool()
         self._buffers = StepBuffers(model, state, kv.block_size, self._max_rows)
         self._slots = self._buffers.slots.numpy()
@@ -89,12 +90,12 @@ class DecodePrograms:
         """The step in which the sequences in `slots`, all of them alive, get their next token: logits
         `[num_rows, vocab]`, valid until the next run."""
         num_rows = slots.size
-        program, logits = self._programs.get(num_rows) or self._capture(num_rows)
+        program = self._programs.get(num_rows) or self._capture(num_rows)
         self._slots[:num_rows] = slots
         program()
-        return logits
+        return self._buffers.logits[:num_rows]
 
-    def _capture(self, num_rows: int) -> tuple[Program, Tensor]:
+    def _capture(self, num_rows: int) -> Program:
         """Notes the calls of a step of `num_rows` rows; nothing is computed."""
         buffers = self._buffers
         batch = buffers.batch(num_rows)
@@ -102,6 +103,6 @@ class DecodePrograms:
         with capture() as calls, CaptureTensors(self._pool):
             buffers.fill(num_rows)
             hidden = self._model.run_layers(hidden, positions, batch, self._kv, self._attention)
-            logits = self._model.compute_logits(hidden)
-        captured = self._programs[num_rows] = (Program(calls, torch.get_num_threads()), logits)
-        return captured
+            self._model.compute_logits(hidden, out=buffers.logits[:num_rows])
+        program = self._programs[num_rows] = Program(calls, torch.get_num_threads())
+        return program

@@ -11,7 +11,7 @@ from albireo.gpu_worker.kernels.launch import is_capturing
 from albireo.gpu_worker.kernels.skinny_product import (
     BLOCK,
     LONG_ROW,
-    MAX_ROWS,
+    max_rows,
     packed_as_expected,
     run_pairs,
     skinny_product_kernel,
@@ -19,15 +19,18 @@ from albireo.gpu_worker.kernels.skinny_product import (
 
 _ONE_THREAD_BYTES: Final = 512 * 1024
 """A weight up to this size is read by one thread before a second one is there (measured in steps of two)."""
+_ONE_THREAD_WORK: Final = 8 * _ONE_THREAD_BYTES
+"""The same for rows times bytes: so much arithmetic takes as long as reading a weight of that size."""
 
 
 class Linear(Protocol):
     """x `[n, in_features]` -> `[n, out_features]`, bias included."""
 
     is_kernel: bool
-    """Whether products of up to `MAX_ROWS` rows are one kernel's call, which a program can hold."""
+    """Whether products of up to `max_rows()` rows are one kernel's call, which a program can hold."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """A new tensor, or `out` `[n, out_features]`, contiguous."""
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual `[n, out_features]` + the product, as a new tensor, in one call."""
@@ -43,8 +46,9 @@ class PlainLinear:
         self._transposed = weight.t()
         self._bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight, self._bias)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        product = functional.linear(x, self._weight, self._bias)
+        return product if out is None else out.copy_(product)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         if self._bias is not None:
@@ -55,7 +59,7 @@ class PlainLinear:
 class PackedLinear:
     """A weight that oneDNN has laid out for its kernels once, instead of in every call; the original is dropped.
 
-    In bf16, up to `MAX_ROWS` rows go to our own kernel, which reads the same packed bytes, if it knows their layout.
+    In bf16, up to `max_rows` rows go to our own kernel, which reads the same packed bytes, if it knows their layout.
     A row's bits do not depend on how many rows there are: a request gets the same logits alone and in any batch.
     """
 
@@ -64,20 +68,25 @@ class PackedLinear:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
         self._skinny = SkinnyProduct(weight, self._packed, bias) if packed_as_expected(weight, self._packed) else None
-        # With one row, and only then, oneDNN sums long rows of the weight in other runs.
+        self._skinny_rows = 0 if self._skinny is None else max_rows()
         self.is_kernel = self._skinny is not None
+        # With one row, and only then, oneDNN sums long rows of the weight in other runs.
         self._rows_alone = 1 if self._skinny is None and weight.shape[1] > LONG_ROW else 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._skinny is not None and x.shape[0] <= MAX_ROWS:
-            return self._skinny(x, None)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        if self._skinny is not None and x.shape[0] <= self._skinny_rows:
+            return self._skinny(x, None, out)
+        product = self._by_onednn(x)
+        return product if out is None else out.copy_(product)
+
+    def _by_onednn(self, x: Tensor) -> Tensor:
         if x.shape[0] == self._rows_alone:
-            return self(torch.cat((x, x)))[:1]
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return out
+            return self._by_onednn(torch.cat((x, x)))[:1]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return product
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        if self._skinny is not None and x.shape[0] <= MAX_ROWS:
+        if self._skinny is not None and x.shape[0] <= self._skinny_rows:
             return self._skinny(x, residual)
         if x.shape[0] == self._rows_alone:
             return self.add_to(torch.cat((residual, residual)), torch.cat((x, x)))[:1]
@@ -86,7 +95,7 @@ class PackedLinear:
 
 
 class SkinnyProduct:
-    """One packed weight's product with 1 to `MAX_ROWS` rows, by `skinny_product_kernel`."""
+    """One packed weight's product with 1 to `max_rows` rows, by `skinny_product_kernel`."""
 
     def __init__(self, weight: Tensor, packed: Tensor, bias: Tensor | None) -> None:
         """`packed` must outlive this object, and have the layout that `packed_as_expected` checks."""
@@ -97,38 +106,37 @@ class SkinnyProduct:
         self._weight: int = torch.ops.mkldnn.data_ptr(packed)
         self._bias = bias
         self._bias_address = 0 if bias is None else bias.data_ptr()
-        self._kernels = [skinny_product_kernel(rows) for rows in range(1, MAX_ROWS + 1)]
-        self._threads = torch.get_num_threads() if weight.nbytes > _ONE_THREAD_BYTES else 1
-        self._chunk = self._turn(self._threads)
+        self._kernel = skinny_product_kernel()
+        self._threads = torch.get_num_threads()
+        self._rows_for_one = 0 if weight.nbytes > _ONE_THREAD_BYTES else _ONE_THREAD_WORK // weight.nbytes
+        # a few turns per thread even out what else the cores are doing; one turn is at least a block
+        self._chunk = max(1, self._blocks // (4 * self._threads))
         self._counter = np.zeros(1, np.int64)
         self._counter_address: int = self._counter.ctypes.data
 
-    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """bf16 x `[n, in_features]`, contiguous -> `[n, out_features]`, plus `residual` if given."""
-        out = torch.empty(x.shape[0], self._out_features, dtype=torch.bfloat16)
-        threads, chunk = self._threads, self._chunk
-        if is_capturing():
-            threads = torch.get_num_threads()
-            chunk = self._turn(threads)
+    def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """bf16 x `[n, in_features]`, contiguous -> `[n, out_features]`, plus `residual` if given; in `out` if given."""
+        rows = x.shape[0]
+        if out is None:
+            out = torch.empty(rows, self._out_features, dtype=torch.bfloat16)
+        # within a program the team is together already
+        alone = self._threads == 1 or (rows <= self._rows_for_one and not is_capturing())
         self._counter[0] = 0
         arguments = (
             self._counter_address,
-            chunk,
+            self._blocks if alone else self._chunk,
             self._blocks,
             self._pairs,
             self._run,
+            rows,
             self._weight,
             x.data_ptr(),
             self._bias_address,
             0 if residual is None else residual.data_ptr(),
             out.data_ptr(),
         )
-        self._kernels[x.shape[0] - 1](arguments, threads)
+        self._kernel(arguments, 1 if alone else self._threads)
         return out
-
-    def _turn(self, threads: int) -> int:
-        """Blocks that a thread takes at a time: a few turns each even out what else the cores are doing."""
-        return max(1, self._blocks // (4 * threads)) if threads > 1 else self._blocks
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -1,9 +1,9 @@
-"""Products of a few rows with a bf16 weight, straight from the layout that oneDNN packs weights into.
+"""Products of up to `MAX_ROWS` rows with a bf16 weight, straight from the layout that oneDNN packs weights into.
 
-With up to four rows a product is bound by reading the weight. oneDNN reads it at half of the memory's speed and takes
-about 18 us to get going; this kernel does neither, and since it reads the same packed bytes, no second copy is kept.
-CPU time of all products of a decode step on one thread, oneDNN / this, in ms: 11.5M-parameter model 3.2 / 1.5 with 1
-row, 3.1 / 1.8 with 4; 0.6B parameters 109 / 53 and 104 / 68.
+Few rows are bound by reading the weight, many by arithmetic; from 8 to 32 oneDNN reaches neither limit, since it does
+one after the other. Here a tile of rows works on a strip of the weight that lies in L1, while it asks for a share of
+the next one. Below that, what counts is that oneDNN takes longer to get going. And since the same packed bytes are
+read, no second copy is kept. Figures are in docs/benchmarks/cpu-products.md.
 
 The layout is oneDNN's own business and may change, so `packed_as_expected` compares it with the weight's bytes before
 it is trusted: blocks of 64 output features, and in a block, one after the other, the pairs of input features, each as
@@ -21,20 +21,34 @@ from typing import Any, Final
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray
+from numba import carray, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from albireo.gpu_worker.kernels.launch import Kernel
-from albireo.gpu_worker.kernels.simd import fetch_add
+from albireo.gpu_worker.kernels.launch import INLINED, Kernel
+from albireo.gpu_worker.kernels.row_tile import COLUMNS, TILE_ROWS, tile_product
+from albireo.gpu_worker.kernels.simd import LANES, add, fetch_add, load, pointer, splat, store
 
-MAX_ROWS: Final = 4
-"""More rows than this and arithmetic, not reading, decides; oneDNN's bf16 dot products win from 6 on."""
-BLOCK: Final = 64
+MAX_ROWS: Final = 96
+"""From about 128 rows on oneDNN is as fast: it rearranges the activations, which is then worth the time."""
+BLOCK: Final = COLUMNS
 """Output features that lie together."""
 LONG_ROW: Final = 1024
 """Input features up to which runs are half as long."""
+
+_STRIP: Final = 64
+"""Pairs that a few tiles of rows are multiplied with before the next ones: 16 KiB of the weight, which stay in L1 while
+the next strip comes from memory. A whole run at a time instead, from L2: 4.9 against 3.9 ms with 8 rows."""
+_STRIP_TILES: Final = 3
+"""With more tiles arithmetic decides, and whole runs are a little faster."""
+_NEAR: Final = 2048
+"""With several tiles each asks for its share of the next strip; a single one for what lies this many bytes ahead."""
+_GROUP_ROWS: Final = 8 * TILE_ROWS
+"""Most rows that go over a block together."""
+_SUMS: Final = _GROUP_ROWS * BLOCK
+"""Floats of the sums of a run; those of all runs so far lie behind them."""
+_ZERO: Final = np.float32(0)
 
 PRODUCT_ARGUMENTS = np.dtype(
     [
@@ -43,6 +57,7 @@ PRODUCT_ARGUMENTS = np.dtype(
         ("blocks", "<i8"),  # output features / 64
         ("pairs", "<i8"),  # input features / 2
         ("run", "<i8"),  # pairs that are summed on their own, before the sums of the runs are added up
+        ("rows", "<i8"),
         ("weight", "<i8"),  # as packed
         ("x", "<i8"),  # bf16 [rows, 2 * pairs]
         ("bias", "<i8"),  # bf16 [64 * blocks], or 0
@@ -51,140 +66,91 @@ PRODUCT_ARGUMENTS = np.dtype(
     ]
 )
 
-_LANES: Final = 16
-_VECTORS: Final = BLOCK // _LANES
-_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(_F32, _LANES)
-_WORDS = ir.VectorType(_I32, _LANES)
-_HALF_WORDS = ir.VectorType(_I16, _LANES)
 
-
-def _words(value: int) -> ir.Constant:
-    return ir.Constant(_WORDS, [value] * _LANES)
-
-
-def _low(builder: Any, words: Any) -> Any:
-    """The elements in the lower halves of 16 words, as fp32: input feature 2p."""
-    return builder.bitcast(builder.shl(words, _words(16)), _VECTOR)
-
-
-def _high(builder: Any, words: Any) -> Any:
-    """The upper halves: input feature 2p + 1."""
-    return builder.bitcast(builder.and_(words, _words(0xFFFF0000)), _VECTOR)
-
-
-def _load(builder: Any, address: Any, offset: int, vector: Any, align: int) -> Any:
-    at = builder.add(address, ir.Constant(_I64, offset))
-    return builder.load(builder.inttoptr(at, vector.as_pointer()), align=align, typ=vector)
-
-
-def _broadcast_word(builder: Any, address: Any) -> Any:
-    word = builder.load(builder.inttoptr(address, _I32.as_pointer()), align=2, typ=_I32)
-    first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), word, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, first, _words(0))
-
-
-def _round(builder: Any, value: Any) -> Any:
-    """To bf16, to nearest even."""
-    bits = builder.bitcast(value, _WORDS)
-    odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
-    rounded = builder.add(builder.add(bits, _words(0x7FFF)), odd)
-    return builder.trunc(builder.lshr(rounded, _words(16)), _HALF_WORDS)
-
-
-def _block_codegen(builder: Any, rows: int, args: Any) -> None:
-    """The body of `_block_product` for `rows` rows, whose `4 * rows` vectors of sums stay in registers."""
-    weight, x, pairs, run, bias, residual, out, stride = args
-    fma_type = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{_LANES}f32")
-    places = [(row, j) for row in range(rows) for j in range(_VECTORS)]
-    zero = ir.Constant(_VECTOR, [0.0] * _LANES)
-    totals = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
-    sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
-    for place in places:
-        builder.store(zero, totals[place])
-    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), pairs, run, intp=_I64) as (first, _):
-        for place in places:
-            builder.store(zero, sums[place])
-        rest = builder.sub(pairs, first)
-        count = builder.select(builder.icmp_signed("<", rest, run), rest, run)
-        with cgutils.for_range(builder, count) as loop:
-            index = builder.add(first, loop.index)
-            at = builder.add(weight, builder.mul(index, ir.Constant(_I64, 4 * BLOCK)))
-            words = [_load(builder, at, 64 * j, _WORDS, 4) for j in range(_VECTORS)]
-            halves = [(_low(builder, word), _high(builder, word)) for word in words]
-            for row in range(rows):
-                pair = builder.add(index, builder.mul(pairs, ir.Constant(_I64, row)))
-                factors = _broadcast_word(builder, builder.add(x, builder.mul(pair, ir.Constant(_I64, 4))))
-                for half, factor in ((1, _high(builder, factors)), (0, _low(builder, factors))):
-                    for j in range(_VECTORS):
-                        total = builder.load(sums[row, j], typ=_VECTOR)
-                        builder.store(builder.call(fma, [halves[j][half], factor, total]), sums[row, j])
-        for place in places:
-            total = builder.load(totals[place], typ=_VECTOR)
-            builder.store(builder.fadd(total, builder.load(sums[place], typ=_VECTOR)), totals[place])
-
-    def add_bf16(base: Any, row_stride: Any) -> None:
-        with builder.if_then(builder.icmp_unsigned("!=", base, ir.Constant(_I64, 0))):
-            for row, j in places:
-                start = builder.add(base, builder.mul(row_stride, ir.Constant(_I64, row)))
-                value = _low(builder, builder.zext(_load(builder, start, 32 * j, _HALF_WORDS, 2), _WORDS))
-                total = builder.load(totals[row, j], typ=_VECTOR)
-                builder.store(builder.fadd(total, value), totals[row, j])
-
-    add_bf16(bias, ir.Constant(_I64, 0))
-    add_bf16(residual, stride)
-    for row, j in places:
-        at = builder.add(out, builder.mul(stride, ir.Constant(_I64, row)))
-        at = builder.inttoptr(builder.add(at, ir.Constant(_I64, 32 * j)), _HALF_WORDS.as_pointer())
-        builder.store(_round(builder, builder.load(totals[row, j], typ=_VECTOR)), at, align=2)
-
-
-@intrinsic(prefer_literal=True)
-def _block_product(
-    typing_context: Any,
-    rows: Any,
-    weight: Any,
-    x: Any,
-    pairs: Any,
-    run: Any,
-    bias: Any,
-    residual: Any,
-    out: Any,
-    stride: Any,
-) -> Any:
-    """One block of 64 output features for the first `rows` (a constant) rows of x.
-
-    `weight`, `bias`, `residual` and `out` are the addresses of the block's own part, bias and residual 0 if there is
-    none; `stride` is the bytes from row to row of the output.
-    """
+@intrinsic
+def _stack_memory(typing_context: Any) -> Any:
+    """Address of 2 * `_SUMS` fp32 on the thread's stack, which are in its cache."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _block_codegen(builder, rows.literal_value, args[1:])
-        return context.get_dummy_value()
+        memory = cgutils.alloca_once(builder, ir.ArrayType(ir.FloatType(), 2 * _SUMS))
+        memory.align = 64
+        return builder.ptrtoint(memory, ir.IntType(64))
 
-    return types.void(rows, *[types.int64] * 8), codegen
+    return types.int64(), codegen
+
+
+@njit(**INLINED)
+def _sum_block(sums: Any, weight: Any, x: Any, rows: Any, pairs: Any, run: Any) -> None:
+    """The sums of the block at the address `weight` for `rows` rows at `x`, at most `_GROUP_ROWS`: fp32 [rows, 64],
+    left behind `_SUMS` floats at the address `sums`."""
+    run_sums, totals = pointer(sums, np.float32), pointer(sums + 4 * _SUMS, np.float32)
+    for i in range(0, rows * BLOCK, LANES):
+        store(run_sums, i, splat(_ZERO))
+        store(totals, i, splat(_ZERO))
+    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    height, higher = rows // tiles, rows % tiles
+    length = _STRIP if 2 <= tiles <= _STRIP_TILES else run
+    ahead_step = 4 * BLOCK // tiles
+    for start in range(0, pairs, length):
+        n = min(length, pairs - start)
+        strip = weight + 4 * BLOCK * start
+        row = 0
+        for tile in range(tiles):
+            height_here = height + (1 if tile < higher else 0)
+            ahead = strip + (_NEAR if tiles == 1 else 4 * BLOCK * n + ahead_step * n * tile)
+            at = x + 4 * (pairs * row + start)
+            tile_product(height_here, sums + 4 * BLOCK * row, strip, at, 4 * pairs, n, ahead, ahead_step)
+            row += height_here
+        if (start + n) % run == 0 or start + n == pairs:
+            for i in range(0, rows * BLOCK, LANES):
+                store(totals, i, add(load(totals, i), load(run_sums, i)))
+                store(run_sums, i, splat(_ZERO))
+
+
+@njit(**INLINED)
+def _finish_block(sums: Any, rows: Any, bias: Any, residual: Any, out: Any, stride: Any) -> None:
+    """Adds bias and residual to the block's sums, and rounds. `bias`, `residual` (0 if there is none) and `out` are the
+    addresses of the block's own part, whose rows are `stride` bytes apart."""
+    totals = pointer(sums + 4 * _SUMS, np.float32)
+    for row in range(rows):
+        for j in range(0, BLOCK, LANES):
+            total = load(totals, row * BLOCK + j)
+            if bias != 0:
+                total = add(total, load(pointer(bias, np.uint16), j))
+            if residual != 0:
+                total = add(total, load(pointer(residual + stride * row, np.uint16), j))
+            store(pointer(out + stride * row, np.uint16), j, total)
 
 
 @cache
-def skinny_product_kernel(rows: int) -> Kernel:
-    """out = x @ weight.T + bias + residual for exactly `rows` rows, at most `MAX_ROWS`."""
+def skinny_product_kernel() -> Kernel:
+    """out = x @ weight.T + bias + residual."""
 
     def skinny_product(arguments: Any) -> None:
         a = carray(arguments, 1)[0]
         blocks, pairs, run, chunk, stride = a.blocks, a.pairs, a.run, a.chunk, 2 * BLOCK * a.blocks
+        sums = _stack_memory()
+        groups = (a.rows + _GROUP_ROWS - 1) // _GROUP_ROWS
         while True:
             first = fetch_add(a.counter, chunk)
             if first >= blocks:
                 return
             for block in range(first, min(first + chunk, blocks)):
-                at = 2 * BLOCK * block
-                bias = a.bias + at if a.bias != 0 else 0
-                residual = a.residual + at if a.residual != 0 else 0
+                bias = a.bias + 2 * BLOCK * block if a.bias != 0 else 0
                 weight = a.weight + 4 * BLOCK * pairs * block
-                _block_product(rows, weight, a.x, pairs, run, bias, residual, a.out + at, stride)
+                for group in range(groups):
+                    row, end = a.rows * group // groups, a.rows * (group + 1) // groups
+                    _sum_block(sums, weight, a.x + 4 * pairs * row, end - row, pairs, run)
+                    at = 2 * BLOCK * block + stride * row
+                    residual = a.residual + at if a.residual != 0 else 0
+                    _finish_block(sums, end - row, bias, residual, a.out + at, stride)
 
     return Kernel(skinny_product, PRODUCT_ARGUMENTS)
+
+
+def max_rows() -> int:
+    """Most rows for which the kernel is faster than oneDNN: without bf16 instructions, as long as reading decides."""
+    return MAX_ROWS if torch.cpu._is_avx512_bf16_supported() else 4
 
 
 def run_pairs(in_features: int) -> int:

@@ -76,6 +76,7 @@ class DecoderModel:
         # A tied head is packed too: its packed form is the only copy in this process's memory, since of the table
         # itself, mapped from the file, only the rows of tokens in use are ever read.
         self._lm_head = make_linear(loader.head())
+        self._vocab_width = shard.vocab.width
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
@@ -86,13 +87,18 @@ class DecoderModel:
         return self.run_layers(self._embedding(input_ids), positions, batch, kv, self._attention)
 
     @property
+    def vocab_width(self) -> int:
+        """Columns of this rank's logits."""
+        return self._vocab_width
+
+    @property
     def embedding_table(self) -> Tensor:
         """`[vocab.size, hidden_size]`: this rank's rows."""
         return self._embedding.table
 
     @property
     def is_capturable(self) -> bool:
-        """Whether `run_layers` and `compute_logits` of up to `MAX_ROWS` rows are kernels alone."""
+        """Whether `run_layers` and `compute_logits` of up to `max_rows()` rows are kernels alone."""
         linears = [linear for layer in self._layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         return (
             self._collectives.size == 1
@@ -131,10 +137,10 @@ class DecoderModel:
         return self._collectives.all_reduce(linear(x), hidden)
 
     @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """`[n_rows, hidden_size]` -> this rank's share `[n_rows, vocab.width]` of the logits, in the engine's dtype.
-        Columns of padding are 0."""
-        return self._lm_head(hidden)
+    def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """`[n_rows, hidden_size]` -> this rank's share `[n_rows, vocab.width]` of the logits, in the engine's dtype:
+        new, or in `out`. Columns of padding are 0."""
+        return self._lm_head(hidden, out)
 
 
 def _build_layer(config: ModelConfig, loader: ShardLoader, index: int) -> DecoderLayer:
