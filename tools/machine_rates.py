@@ -16,6 +16,8 @@ Clock = Callable[[], float]
 
 CHUNK: Final = 1 << 16
 """fp32 numbers that a thread reads at a time: 256 KiB."""
+MAX_BYTES: Final = 2 << 30
+"""More is not read: it is no faster than this."""
 _ARGUMENTS = np.dtype([("counter", "<i8"), ("size", "<i8"), ("source", "<i8"), ("sums", "<i8")])
 _ZERO: Final = np.float32(0)
 
@@ -43,10 +45,10 @@ class MachineRates:
     """Measures on `threads` threads of torch's team. Holds as much memory as it reads."""
 
     def __init__(self, nbytes: int, threads: int, clock: Clock) -> None:
-        """`nbytes`: what one reading goes over, rounded up to whole chunks."""
+        """`nbytes`: the longest reading, cut to `MAX_BYTES`."""
         self._threads = threads
         self._clock = clock
-        self._chunks = -(-nbytes // (4 * CHUNK))
+        self._chunks = -(-min(nbytes, MAX_BYTES) // (4 * CHUNK))
         self._memory = torch.ones(self._chunks * CHUNK)
         self._read = _read_kernel()
         self._counter = np.zeros(1, np.int64)
@@ -56,7 +58,7 @@ class MachineRates:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight)
 
     def bytes_per_second(self, nbytes: int, repeats: int = 3) -> float:
-        """The best of a few readings of the first `nbytes` (at most those of the start)."""
+        """The best of a few readings of the first `nbytes`, or of all there is."""
         chunks = min(self._chunks, max(1, nbytes // (4 * CHUNK)))
 
         def read() -> None:

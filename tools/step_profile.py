@@ -111,7 +111,7 @@ def main() -> None:
     print(
         f"{Path(args.model).name}, {dtype}, contexts of {args.context}, {args.threads} threads, {clock}; ms, shares\n"
     )
-    print("| part, median (least) | " + " | ".join(f"batch {batch}" for batch in columns) + " |")
+    print("| ms | " + " | ".join(f"batch {batch}" for batch in columns) + " |")
     print("|---|" + "--:|" * len(columns))
     first = next(iter(columns.values()))
     for label in first:

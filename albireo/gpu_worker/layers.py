@@ -142,9 +142,9 @@ class SkinnyProduct:
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The faster form for the weight's dtype on this machine: packed where oneDNN has kernels for it.
 
-    CPU time on one thread (AMD EPYC, AVX512-BF16) of all products of a step, plain / packed, in ms: 0.6B parameters
-    in bf16 144 / 83 at 1 row, 295 / 223 at 32; 11.5M parameters in bf16 4.1 / 3.1 at 1 row, 7.7 / 5.9 at 32 and 17 /
-    15 at 128, in fp32 6.1 / 5.4, 17 / 11 and 45 / 35.
+    CPU time on one thread (AMD EPYC, AVX512-BF16) of all products of a step, plain / packed, in ms. Zen 5, bf16: 0.6B
+    parameters 77 / 31 at 1 row, 152 / 87 at 32; 11.5M parameters 2.2 / 0.7 at 1 row, 3.8 / 2.1 at 32, 8.3 / 7.3 at
+    128. Zen 4, fp32: 11.5M parameters 6.1 / 5.4, 17 / 11 and 45 / 35.
     """
     packs: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if weight.dtype == torch.bfloat16:
