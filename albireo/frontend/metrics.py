@@ -54,9 +54,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, count: int = 1) -> None:
+        """`count` times the same value."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
 
     def family(self, labels: tuple[str, ...]) -> Metric:
         """As prometheus_client exports it: cumulative counts."""
@@ -96,14 +97,14 @@ class RequestMetrics:
         self.finished: Counter[str] = Counter(stop=0, length=0, abort=0)
         """Requests by finish reason."""
 
-    def observe_token(self, generation: Generation, now_ns: int) -> None:
-        """A token arrived from the engine."""
-        if generation.last_token_ns:
-            self.inter_token_latency.observe((now_ns - generation.last_token_ns) * 1e-9)
-        else:
-            generation.first_token_ns = now_ns
-            self.time_to_first_token.observe((now_ns - generation.submitted_ns) * 1e-9)
-        generation.last_token_ns = now_ns
+    def observe_first_token(self, generation: Generation, now_ns: int) -> None:
+        """The first token arrived from the engine."""
+        generation.first_token_ns = now_ns
+        self.time_to_first_token.observe((now_ns - generation.submitted_ns) * 1e-9)
+
+    def observe_gap(self, gap_ns: int, count: int) -> None:
+        """So many requests had this long between two tokens."""
+        self.inter_token_latency.observe(gap_ns * 1e-9, count)
 
     def observe_end(self, generation: Generation, finish_reason: str, now_ns: int) -> None:
         """A request's terminal event. Latencies of aborted requests say nothing about the engine."""

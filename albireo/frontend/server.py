@@ -22,6 +22,7 @@ from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.service import Service, TextModel
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import EngineReady, Ready, child_decoder, encode
+from albireo.shm.flight import Recorder
 
 KEEP_ALIVE_S = 75
 """Longer than common proxies keep an idle connection (nginx: 60 s): else they send requests into one that we close."""
@@ -39,6 +40,7 @@ async def serve(
     context: "zmq.Context[zmq.Socket[bytes]]",
     control: "zmq.Socket[bytes]",
     stop: asyncio.Event,
+    recorder: Recorder,
 ) -> None:
     """Serves until `stop` is set or the supervisor says Stop, then ends within `config.shutdown_timeout_s`.
 
@@ -53,7 +55,7 @@ async def serve(
 
     coordinator = _connect(context, config)
     metrics = RequestMetrics()
-    engine = EngineClient(loop, coordinator, metrics, time.monotonic_ns, fail)
+    engine = EngineClient(loop, coordinator, metrics, recorder, time.monotonic_ns, fail)
     service = Service(config, text, engine, metrics, stats, time.monotonic_ns)
     supervisor = Supervisor(loop, control, service, stop, fail)
     server = Server(build_app(service), config, supervisor.http_started)
@@ -111,7 +113,7 @@ class Supervisor:
         self._said_ready = False
         self.wants_drain = True
         """False once the supervisor says that nothing can finish the running streams."""
-        self._reader = SocketReader(loop, control, self._on_frame, on_failure)
+        self._reader = SocketReader(loop, control, self._on_frame, on_failure, time.monotonic_ns)
 
     def http_started(self) -> None:
         self._http_started = True
@@ -120,7 +122,7 @@ class Supervisor:
     def close(self) -> None:
         self._reader.close()
 
-    def _on_frame(self, frame: bytes) -> None:
+    def _on_frame(self, frame: bytes, begin_ns: int) -> None:
         message = self._decoder.decode(frame)
         if isinstance(message, EngineReady):
             self._service.engine_ready(message.num_kv_blocks)

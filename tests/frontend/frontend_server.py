@@ -19,6 +19,7 @@ from albireo.config import FrontendConfig, SchedulerConfig, SegmentFds
 from albireo.frontend.server import serve
 from albireo.frontend.service import TextModel
 from albireo.shm import segment
+from albireo.shm.flight import Unrecorded
 from albireo.shm.stats import EngineStats, initialise, stats_bytes
 
 MODEL = "test-model"
@@ -111,7 +112,7 @@ class FrontendServer:
         config = msgspec.json.decode(msgspec.json.encode(self.config), type=FrontendConfig)
 
         async def run() -> None:
-            await serve(config, TextModel(config), self.stats, context, control, asyncio.Event())
+            await serve(config, TextModel(config), self.stats, context, control, asyncio.Event(), Unrecorded())
 
         try:
             uvloop.run(run())

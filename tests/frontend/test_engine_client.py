@@ -29,6 +29,7 @@ from albireo.messages import (
     coordinator_decoder,
     encode,
 )
+from albireo.shm.flight import Unrecorded
 
 
 class Letters(Detokenizer):
@@ -47,15 +48,19 @@ class Letters(Detokenizer):
 
 
 class Log:
-    """A listener that notes how often it is told of an end."""
+    """A listener that notes how often it is told of an end, and when it is flushed."""
 
     def __init__(self) -> None:
         self.ends = 0
         self.calls = 0
+        self.calls_at_flush: list[int] = []
 
     def on_output(self, generation: Generation, num_chars: int) -> None:
         self.calls += 1
         self.ends += generation.ended
+
+    def flush(self) -> None:
+        self.calls_at_flush.append(self.calls)
 
 
 class Engine:
@@ -119,7 +124,7 @@ def play(run_dir: Path) -> Callable[[Callable[[Engine], Coroutine[Any, Any, None
             dealer.connect(sockets.coordinator_address(str(run_dir)))
             failures: list[Exception] = []
             loop = asyncio.get_running_loop()
-            client = EngineClient(loop, dealer, RequestMetrics(), lambda: 1, failures.append)
+            client = EngineClient(loop, dealer, RequestMetrics(), Unrecorded(), lambda: 1, failures.append)
             engine = Engine(client, router)
             engine.failures = failures
             try:
