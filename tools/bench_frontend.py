@@ -6,8 +6,9 @@ engine that is slower than the frontend, and nothing is cheap because it was mer
 
     python tools/bench_frontend.py --streams 1 64 256 --tokens 200
 
-CPU time is that of all threads of the frontend process, user and system, in the kernel's nanoseconds. `request µs` is what the process spends
-per request until the coordinator has its `Submit`; `token µs` is everything after that, the response's end included.
+CPU time is that of all threads of the frontend process, user and system, in the kernel's nanoseconds. `request µs` is
+what the process spends per request until the coordinator has its `Submit`; `token µs` is everything after that, the
+response's end included.
 """
 
 import argparse
@@ -141,18 +142,19 @@ class Bench:
             events += sum(client.events for client in clients)
         wall_s = time.perf_counter() - started
         num_requests = num_streams * rounds
-        return Result(
-            num_streams, num_requests, streams, num_requests * num_tokens, request_s, token_s, wall_s, events
-        )
+        return Result(num_streams, num_requests, streams, num_requests * num_tokens, request_s, token_s, wall_s, events)
 
     def _submit(self, clients: Sequence[Client], num_tokens: int, streams: bool) -> tuple[bytes, "list[int]"]:
         """Sends a request on every connection; returns what the coordinator hears: the frontend and its ids."""
         body = {"prompt": list(range(5, 37)), "max_tokens": num_tokens, "stream": streams, "ignore_eos": True}
         data = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        )
         for client in clients:
             client.send(head.encode() + b"\r\n\r\n" + data, streams)
-        identity, request_ids = b"", []
+        identity = b""
+        request_ids: list[int] = []
         while len(request_ids) < len(clients):
             if not self._link.poll(int(TIMEOUT_S * 1000)):
                 raise SystemExit("the frontend submits nothing")
@@ -226,8 +228,8 @@ def _start(run_dir: str, socket_fd: int) -> subprocess.Popen[bytes]:
     plan = plan_engine(EngineArgs(model=str(DEMO_MODEL), kv_cache_bytes=1 << 26), num_cpus=1)
     args = ServeArgs(
         engine=EngineArgs(model=str(DEMO_MODEL)), host="", port=0, served_model_names=(), api_keys=(), root_path="",
-        access_log=False, shutdown_timeout_s=1.0, worker_timeout_s=30.0, max_logprobs=20, chat_template=None,
-        use_generation_config=False, log_level="warning",
+        access_log=False, shutdown_timeout_s=1.0, worker_timeout_s=30.0, num_frontends=1, max_logprobs=20,
+        chat_template=None, use_generation_config=False, log_level="warning",
     )  # fmt: skip
     segments = create_segments(plan.scheduler, 1, process_names(1))
     EngineStats(segments.stats).engine["heartbeat_ns"] = time.monotonic_ns()

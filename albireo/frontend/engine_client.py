@@ -10,7 +10,7 @@ import zmq
 
 from albireo.errors import InternalError, RequestError, UnavailableError
 from albireo.frontend.generation import Generation, Listener
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
 from albireo.shm.flight import Part, Recorder

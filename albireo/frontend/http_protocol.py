@@ -6,6 +6,7 @@ llhttp keeps a header that never ends in memory without a bound (vLLM: CVE-2025-
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from starlette.types import Scope
@@ -59,10 +60,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {  # type: ignore[typeddict-item]
+        extensions: dict[str, Any] = {
             _DROP: self.transport.abort,
             _PIECES: PieceWriter(self.transport, self.flow),
         }
+        self.scope["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
         self._unaccounted_bytes = 0

@@ -18,7 +18,7 @@ from albireo.errors import UnavailableError
 from albireo.frontend.app import build_app
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.http_protocol import BoundedHttpProtocol
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.service import Service, TextModel
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import EngineReady, Ready, child_decoder, encode
@@ -37,6 +37,7 @@ async def serve(
     config: FrontendConfig,
     text: TextModel,
     stats: npt.NDArray[Any],
+    counts: npt.NDArray[Any],
     context: "zmq.Context[zmq.Socket[bytes]]",
     control: "zmq.Socket[bytes]",
     stop: asyncio.Event,
@@ -44,7 +45,8 @@ async def serve(
 ) -> None:
     """Serves until `stop` is set or the supervisor says Stop, then ends within `config.shutdown_timeout_s`.
 
-    `stats`: ENGINE_STATS[1]. `control`: DEALER to the supervisor. Raises what broke a link to another process.
+    `stats`: ENGINE_STATS[1]. `counts`: REQUEST_COUNTS[num_frontends]. `control`: DEALER to the supervisor. Raises what
+    broke a link to another process.
     """
     loop = asyncio.get_running_loop()
     failures: list[Exception] = []
@@ -54,7 +56,7 @@ async def serve(
         stop.set()
 
     coordinator = _connect(context, config)
-    metrics = RequestMetrics()
+    metrics = RequestMetrics(counts, config.index)
     engine = EngineClient(loop, coordinator, metrics, recorder, time.monotonic_ns, fail)
     service = Service(config, text, engine, metrics, stats, time.monotonic_ns)
     supervisor = Supervisor(loop, control, service, stop, fail)

@@ -15,7 +15,7 @@ from albireo.errors import InternalError, UnavailableError
 from albireo.frontend.detokenizer import Detokenizer
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
@@ -30,6 +30,7 @@ from albireo.messages import (
     encode,
 )
 from albireo.shm.flight import Unrecorded
+from albireo.shm.layout import REQUEST_COUNTS
 
 
 class Letters(Detokenizer):
@@ -124,7 +125,9 @@ def play(run_dir: Path) -> Callable[[Callable[[Engine], Coroutine[Any, Any, None
             dealer.connect(sockets.coordinator_address(str(run_dir)))
             failures: list[Exception] = []
             loop = asyncio.get_running_loop()
-            client = EngineClient(loop, dealer, RequestMetrics(), Unrecorded(), lambda: 1, failures.append)
+            client = EngineClient(
+                loop, dealer, RequestMetrics(np.zeros(1, REQUEST_COUNTS), 0), Unrecorded(), lambda: 1, failures.append
+            )
             engine = Engine(client, router)
             engine.failures = failures
             try:
