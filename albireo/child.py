@@ -7,11 +7,14 @@ supervisor.
 """
 
 import gc
+import logging
 import os
 import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +24,8 @@ import zmq
 from albireo import logs, sockets
 from albireo.config import ChildConfig
 from albireo.messages import Fatal, FromSupervisor, ToSupervisor, child_decoder, encode
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=ChildConfig)
 
@@ -66,6 +71,34 @@ def start(config_type: type[C]) -> C:
     logs.configure(config.name, config.log_level)
     threading.Thread(target=_lifeline, args=(config.run_dir,), name="lifeline", daemon=True).start()
     return config
+
+
+def give_way() -> None:
+    """This thread, and threads that it starts from now on, no longer take the core of a running thread when they wake
+    up: they get an idle core, or their turn (SCHED_BATCH, sched(7)).
+
+    For all but those that compute. The device's thread wakes the coordinator at the end of each step; where cores are
+    few that one, the frontend behind it and ZeroMQ's own threads sat down on its core, and the next step began half a
+    millisecond late (docs/benchmarks/host-path.md).
+    """
+    _set_policy(os.SCHED_BATCH)
+
+
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """`give_way` for the threads that are started inside, while this thread itself stays as it is."""
+    _set_policy(os.SCHED_BATCH)
+    try:
+        yield
+    finally:
+        _set_policy(os.SCHED_OTHER)
+
+
+def _set_policy(policy: int) -> None:
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError as error:  # some sandboxes forbid it; everything works, a little less evenly
+        log.debug("no scheduling policy %d: %s", policy, error)
 
 
 def settle() -> None:

@@ -121,16 +121,20 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from albireo.bench.breakdown_cli import add_breakdown_arguments
     from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
+    from albireo.trace.cli import add_trace_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
     parser.add_argument("--version", action="version", version=f"albireo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
-    bench = commands.add_parser("bench", help="measure a running server")
+    add_trace_arguments(commands.add_parser("trace", help="show what each process did in each step"))
+    bench = commands.add_parser("bench", help="measure a server")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
+    add_breakdown_arguments(benchmarks.add_parser("breakdown", help="what of a step the device waits for"))
     return parser
 
 
@@ -180,7 +184,18 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `albireo-run`."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # what stands behind `--` is for the servers that `bench breakdown` starts
+    own, serve_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = build_parser().parse_args(own if argv[:2] == ["bench", "breakdown"] else argv)
+    if args.command == "trace":
+        from albireo.trace.cli import run_trace
+
+        return run_trace(args)
+    if args.command == "bench" and args.benchmark == "breakdown":
+        from albireo.bench.breakdown_cli import run_breakdown
+
+        return run_breakdown(args, serve_flags)
     if args.command == "bench":
         from albireo.bench.cli import run_serve as run_bench_serve
 

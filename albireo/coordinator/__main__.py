@@ -35,6 +35,7 @@ def wait_for_engine(control: child.Control) -> int | None:
 
 def run(config: CoordinatorConfig) -> None:
     """Serves until the supervisor says Stop."""
+    child.give_way()
     context = zmq.Context()
     control = child.Control(context, config)
     frontends = sockets.open_socket(context, zmq.ROUTER)

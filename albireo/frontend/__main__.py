@@ -41,6 +41,7 @@ async def run(config: FrontendConfig, context: "zmq.Context[zmq.Socket[bytes]]",
 
 def main() -> int:
     config = child.start(FrontendConfig)
+    child.give_way()
     # uvicorn's own account of its start and end; the supervisor tells those
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     context = zmq.Context()

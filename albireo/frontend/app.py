@@ -14,6 +14,7 @@ from albireo.frontend.health import health, live, ready
 from albireo.frontend.json_response import send_json
 from albireo.frontend.metrics import MetricsCollector
 from albireo.frontend.models import Models
+from albireo.frontend.part_metrics import PartMetrics
 from albireo.frontend.service import Service
 
 
@@ -46,6 +47,7 @@ class Metrics:
     def __init__(self, service: Service) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(MetricsCollector(service.model_name, service.stats, service.metrics))
+        self._registry.register(PartMetrics(service.model_name, service.config.segments.flight.values()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = generate_latest(self._registry)

@@ -32,8 +32,9 @@ IDLE_AFTER_NS = 2_000_000_000
 
 def run(config: WorkerConfig) -> None:
     """Loads, reports, and serves until the supervisor says Stop."""
-    context = zmq.Context()
-    control = child.Control(context, config)
+    with child.giving_way():  # ZeroMQ's own threads
+        context = zmq.Context()
+        control = child.Control(context, config)
     heartbeat = EngineStats(config.segments.stats).workers[config.rank : config.rank + 1]
 
     def beat() -> None:

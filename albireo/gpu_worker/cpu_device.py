@@ -12,6 +12,7 @@ from albireo.config import WorkerConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import make_attention
 from albireo.gpu_worker.collectives.interface import Collectives
+from albireo.gpu_worker.decode_program import DecodePrograms
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
@@ -60,6 +61,9 @@ class CpuDevice:
         self._sampler = make_step_sampler(
             config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
         )
+        self._programs = DecodePrograms(
+            self._model, self._kv_cache, self.state.block_table_tensor, config.scheduler.max_num_seqs
+        )
         self._warm_up(num_tokens=1)
         self._warm_up(num_tokens=self._block_size)
 
@@ -96,26 +100,35 @@ class CpuDevice:
         sampled = None
         result.header["begin_ns"] = end_ns = recorder.mark(Part.INPUT_PREP)
         if inputs.input_ids.numel():
-            hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
-            scores = find_prompt_scores(plan, state, inputs.batch.num_decodes)
-            if scores is not None:
-                self._score(hidden, scores, result)
-            if inputs.sampled_slots.size:
-                sampled = self._sample(hidden, inputs, int(plan.header["sampling_slice"][0]), result)
+            logits = self._compute_logits(plan, inputs, result)
+            if logits is not None:
+                recorder.mark(Part.FORWARD)
+                sampled = self._sample(logits, inputs, int(plan.header["sampling_slice"][0]), result)
             end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
         result.header["end_ns"] = end_ns
         write_rows(result, inputs, state, sampled)
 
-    def _sample(
-        self, hidden: torch.Tensor, inputs: StepInputs, sampling_slice: int, result: TokenSlot
-    ) -> tuple[Int32s, Int32s]:
-        """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
+    def _compute_logits(self, plan: PlanSlot, inputs: StepInputs, result: TokenSlot) -> torch.Tensor | None:
+        """Of the rows that sample, if any do; scores prompt tokens on the way."""
+        logits = self._programs.run(inputs)
+        if logits is not None:
+            return logits
+        hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
+        scores = find_prompt_scores(plan, self.state, inputs.batch.num_decodes)
+        if scores is not None:
+            self._score(hidden, scores, result)
+        if not inputs.sampled_slots.size:
+            return None
         if len(inputs.sampled_tokens) != len(hidden):
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
-        state, slots = self.state, inputs.sampled_slots
         self._beat()
-        logits = self._model.compute_logits(hidden)
-        self._recorder.mark(Part.FORWARD)
+        return self._model.compute_logits(hidden)
+
+    def _sample(
+        self, logits: torch.Tensor, inputs: StepInputs, sampling_slice: int, result: TokenSlot
+    ) -> tuple[Int32s, Int32s]:
+        """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
+        state, slots = self.state, inputs.sampled_slots
         sampled = self._sampler.sample(logits, slots, inputs.sampled_positions, sampling_slice)
         tokens, table = sampled.tokens, state.sampling
         if sampled.logprobs.size:

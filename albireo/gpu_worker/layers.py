@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from albireo.gpu_worker.kernels.launch import is_capturing
 from albireo.gpu_worker.kernels.skinny_product import (
     BLOCK,
     LONG_ROW,
@@ -23,6 +24,9 @@ _ONE_THREAD_BYTES: Final = 512 * 1024
 class Linear(Protocol):
     """x `[n, in_features]` -> `[n, out_features]`, bias included."""
 
+    is_kernel: bool
+    """Whether products of up to `MAX_ROWS` rows are one kernel's call, which a program can hold."""
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -31,6 +35,8 @@ class Linear(Protocol):
 
 class PlainLinear:
     """A weight as the checkpoint has it, `[out_features, in_features]`."""
+
+    is_kernel = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = weight
@@ -59,6 +65,7 @@ class PackedLinear:
         self._bias = bias
         self._skinny = SkinnyProduct(weight, self._packed, bias) if packed_as_expected(weight, self._packed) else None
         # With one row, and only then, oneDNN sums long rows of the weight in other runs.
+        self.is_kernel = self._skinny is not None
         self._rows_alone = 1 if self._skinny is None and weight.shape[1] > LONG_ROW else 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -92,18 +99,21 @@ class SkinnyProduct:
         self._bias_address = 0 if bias is None else bias.data_ptr()
         self._kernels = [skinny_product_kernel(rows) for rows in range(1, MAX_ROWS + 1)]
         self._threads = torch.get_num_threads() if weight.nbytes > _ONE_THREAD_BYTES else 1
-        # a few turns per thread even out what else the cores are doing; one turn is at least a block
-        self._chunk = max(1, self._blocks // (4 * self._threads)) if self._threads > 1 else self._blocks
+        self._chunk = self._turn(self._threads)
         self._counter = np.zeros(1, np.int64)
         self._counter_address: int = self._counter.ctypes.data
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """bf16 x `[n, in_features]`, contiguous -> `[n, out_features]`, plus `residual` if given."""
         out = torch.empty(x.shape[0], self._out_features, dtype=torch.bfloat16)
+        threads, chunk = self._threads, self._chunk
+        if is_capturing():
+            threads = torch.get_num_threads()
+            chunk = self._turn(threads)
         self._counter[0] = 0
         arguments = (
             self._counter_address,
-            self._chunk,
+            chunk,
             self._blocks,
             self._pairs,
             self._run,
@@ -113,8 +123,12 @@ class SkinnyProduct:
             0 if residual is None else residual.data_ptr(),
             out.data_ptr(),
         )
-        self._kernels[x.shape[0] - 1](arguments, self._threads)
+        self._kernels[x.shape[0] - 1](arguments, threads)
         return out
+
+    def _turn(self, threads: int) -> int:
+        """Blocks that a thread takes at a time: a few turns each even out what else the cores are doing."""
+        return max(1, self._blocks // (4 * threads)) if threads > 1 else self._blocks
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

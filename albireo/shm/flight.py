@@ -5,6 +5,8 @@ The ring outlives its writer, since the supervisor holds the segment: the last s
 """
 
 import struct
+import zipfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -222,13 +224,13 @@ def load(path: str) -> list[FlightLog]:
     """Reads what `dump` wrote. Raises SegmentError when the file is something else, OSError when it cannot be read."""
     logs = []
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for key in arrays.files:
                 name, pid, num_lost = key.rsplit(".", 2)
                 records = arrays[key]
                 if records.dtype != layout.FLIGHT_RECORD or records.ndim != 1:
                     raise ValueError(f"{key} holds {records.dtype}")
                 logs.append(FlightLog(name, int(pid), records, int(num_lost)))
-    except (ValueError, AttributeError, EOFError) as error:
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SegmentError(f"{path} is no flight record of this version: {error}") from error
     return logs

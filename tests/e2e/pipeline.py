@@ -92,23 +92,17 @@ class Pipeline:
         self.num_beats += 1
 
     def _capture_logits(self, rank: int, device: CpuDevice) -> None:
-        sample, compute_logits, captured = device._sample, device._model.compute_logits, self._captured[rank]
+        sample, captured = device._sample, self._captured[rank]
 
-        def capture(hidden: torch.Tensor) -> torch.Tensor:
-            captured.append(compute_logits(hidden))
-            return captured[-1]
-
-        def sample_and_keep(hidden: torch.Tensor, inputs: Any, *rest: Any) -> Any:
-            captured.clear()  # of prompt scores
-            output = sample(hidden, inputs, *rest)
-            captured[0] = captured[0].float().clone()
+        def sample_and_keep(logits: torch.Tensor, inputs: Any, *rest: Any) -> Any:
+            captured[:] = [logits.float().clone()]
+            output = sample(logits, inputs, *rest)
             if rank == 0:
                 self._sampled = (
                     device.state.sampling.seed[inputs.sampled_slots].tolist(), inputs.sampled_positions.tolist()
                 )  # fmt: skip
             return output
 
-        device._model.compute_logits = capture  # type: ignore[method-assign]
         device._sample = sample_and_keep  # type: ignore[method-assign, assignment]
 
     def _step(self) -> None:

@@ -48,6 +48,25 @@ def test_a_signal_stops_every_process_and_leaves_nothing(number: signal.Signals,
         assert not {pid for pid, _, _ in processes()} & set(children.values())
 
 
+def test_only_the_threads_that_compute_take_cores_from_others(runtime_dir: dict[str, str]) -> None:
+    def policies(pid: int) -> dict[str, int]:
+        """By name: of the main thread (`main`) and of ZeroMQ's."""
+        names = {int(path.name): (path / "comm").read_text().strip() for path in Path(f"/proc/{pid}/task").iterdir()}
+        return {
+            "main" if thread == pid else name: os.sched_getscheduler(thread)
+            for thread, name in names.items()
+            if thread == pid or name.startswith("ZMQ")
+        }
+
+    with Server(env=runtime_dir) as server:
+        children = server.children()
+        for name in ("albireo-coordinator-0", "albireo-frontend-0"):
+            assert set(policies(children[name]).values()) == {os.SCHED_BATCH}
+        worker = policies(children["albireo-worker-0"])
+        assert worker.pop("main") == os.SCHED_OTHER
+        assert set(worker.values()) == {os.SCHED_BATCH}
+
+
 def test_kill_9_on_the_supervisor_leaves_no_process_and_no_shared_memory(runtime_dir: dict[str, str]) -> None:
     with Server(env=runtime_dir) as server:
         children = set(server.children().values())

@@ -147,7 +147,7 @@ def test_threads_share_out_the_work(num_threads: int) -> None:
 
 
 def test_a_runtime_without_teams_still_does_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_openmp_team", lambda: None)
+    monkeypatch.setattr(launch, "openmp_team", lambda: None)
     test_threads_share_out_the_work(1)
 
 

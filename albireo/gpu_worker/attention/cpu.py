@@ -18,7 +18,7 @@ from albireo.gpu_worker.attention.decode_page import SPLIT
 from albireo.gpu_worker.attention.interface import Attention
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.attention.write_kernel import WRITE_ARGUMENTS, write_kernel
-from albireo.gpu_worker.kernels.launch import Kernel
+from albireo.gpu_worker.kernels.launch import Kernel, is_capturing
 from albireo.gpu_worker.kernels.tile import COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -192,8 +192,11 @@ class CpuAttention:
         """Address of room for the partial results of all splits of a step whose longest sequence has several."""
         if batch.max_seq_len <= SPLIT:
             return 0
-        # a sequence has at most a split more than its full ones
-        splits = int(batch.seq_lens[: batch.num_decodes].sum()) // SPLIT + batch.num_decodes
+        # a sequence has at most a split more than its full ones; a captured step's lengths are not known yet
+        num_tokens = batch.num_decodes * batch.max_seq_len
+        if not is_capturing():
+            num_tokens = int(batch.seq_lens[: batch.num_decodes].sum())
+        splits = num_tokens // SPLIT + batch.num_decodes
         return self._partials.room(splits * floats_per_split)
 
 

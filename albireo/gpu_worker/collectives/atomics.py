@@ -97,6 +97,17 @@ def pause(typing_context: Any) -> Any:
 
 
 @intrinsic
+def yield_core(typing_context: Any) -> Any:
+    """Lets another thread that is ready to run have this core."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, []), "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def copy_bytes(typing_context: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     """memcpy between addresses."""
 

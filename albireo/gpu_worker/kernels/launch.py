@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,40 @@ def _turn(name: str) -> Iterator[None]:
         yield
 
 
+class Call(NamedTuple):
+    """A kernel's call that was captured instead of made."""
+
+    function: int
+    """Address of the compiled function."""
+    record: bytes
+    """Its arguments."""
+    num_threads: int
+    num_counters: int
+    """int64 that the record's first field points to, to be 0 when the kernel starts."""
+
+
+_captures: list[list[Call]] = []
+"""The capture under way, if there is one."""
+
+
+@contextmanager
+def capture() -> Iterator[list[Call]]:
+    """Inside, calls of kernels are noted and not made. Not for two threads at once, nor nested."""
+    assert not _captures, "a capture within a capture"
+    calls: list[Call] = []
+    _captures.append(calls)
+    try:
+        yield calls
+    finally:
+        _captures.clear()
+
+
+def is_capturing() -> bool:
+    """Whether calls are noted for a program (`kernels.program`), whose threads are together already: sharing out work
+    costs under a microsecond there, and not the 10 that it takes to call a team."""
+    return bool(_captures)
+
+
 class Kernel:
     """A compiled C function `void(record *arguments)` that every thread of the team enters once.
 
@@ -87,6 +121,8 @@ class Kernel:
         self._arguments_address: int = record.ctypes.data
         # a third of the time of assigning a tuple to the record
         self._pack_into = struct.Struct(_struct_format(arguments)).pack_into
+        assert arguments.names is not None
+        self._num_counters = {"counter": 1, "counters": 2}.get(arguments.names[0], 0)
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
     def __call__(self, arguments: tuple[float, ...], num_threads: int) -> None:
@@ -96,7 +132,10 @@ class Kernel:
         threads at once: the record is the kernel's.
         """
         self._pack_into(self._buffer, 0, *arguments)
-        team = _openmp_team()
+        if _captures:
+            _captures[0].append(Call(self._address, bytes(self._buffer), num_threads, self._num_counters))
+            return
+        team = openmp_team()
         if num_threads == 1 or team is None:
             self._call(self._arguments_address)
         else:
@@ -111,7 +150,7 @@ def _struct_format(record: np.dtype[np.void]) -> str:
 
 
 @cache
-def _openmp_team() -> Callable[[int, int, int, int], None] | None:
+def openmp_team() -> Callable[[int, int, int, int], None] | None:
     """`GOMP_parallel(function, data, num_threads, flags)` of the runtime that torch calls; None: one thread only.
 
     The process-wide symbol comes first, since that is what torch itself binds to under LD_PRELOAD. Runtimes of Intel

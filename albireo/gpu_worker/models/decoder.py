@@ -13,10 +13,11 @@ from torch import Tensor
 from albireo.checkpoint.shard import ModelShard
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
+from albireo.gpu_worker.attention.cpu import CpuAttention
 from albireo.gpu_worker.attention.interface import Attention
 from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.kv_cache import KVCache
-from albireo.gpu_worker.layer_ops import make_layer_ops
+from albireo.gpu_worker.layer_ops import KernelLayerOps, make_layer_ops
 from albireo.gpu_worker.layers import Linear, make_linear
 from albireo.gpu_worker.models.shard_loader import ShardLoader, VocabEmbedding
 from albireo.gpu_worker.rope import rope_table
@@ -82,21 +83,42 @@ class DecoderModel:
 
         `input_ids` int32 or int64 `[n_tokens]`, `positions` int64 `[n_tokens]`; writes `kv` where `batch` says.
         """
+        return self.run_layers(self.embed(input_ids), positions, batch, kv, self._attention)
+
+    def embed(self, input_ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """`[n_tokens, hidden_size]` of the embedding table: new, or in `out`."""
+        found = self._embedding(input_ids)
+        return found if out is None else out.copy_(found)
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `run_layers` and `compute_logits` of up to `MAX_ROWS` rows are kernels alone."""
+        linears = [linear for layer in self._layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return (
+            self._collectives.size == 1
+            and isinstance(self._attention, CpuAttention)
+            and isinstance(self._ops, KernelLayerOps)
+            and all(linear.is_kernel for linear in (*linears, self._lm_head))
+        )
+
+    def run_layers(
+        self, hidden: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache, attention: Attention
+    ) -> Tensor:
+        """From embeddings to hidden states, both `[n_tokens, hidden_size]`; as `forward`. `hidden` is left as it is."""
         config, ops = self.config, self._ops
-        n_tokens, num_heads = input_ids.shape[0], config.num_heads
+        n_tokens, num_heads = hidden.shape[0], config.num_heads
         num_rotated = num_heads + config.num_kv_heads
         looked_up = ops.look_up(positions)
         attended = torch.empty(n_tokens, num_heads, config.head_dim, dtype=self.dtype)
         attended_flat = attended.view(n_tokens, -1)
-        hidden = self._embedding(input_ids)
         for layer, (k_cache, v_cache) in zip(self._layers, kv.layers, strict=True):
             self.on_layer()
             qkv = layer.qkv(ops.rms_norm(hidden, layer.input_norm))
             q_and_k = ops.rotate(qkv, layer.qk_norm, looked_up)
             v = qkv.view(n_tokens, -1, config.head_dim)[:, num_rotated:]
-            self._attention.write_kv(q_and_k[:, num_heads:], v, k_cache, v_cache, batch)
+            attention.write_kv(q_and_k[:, num_heads:], v, k_cache, v_cache, batch)
             q = q_and_k[:, :num_heads]
-            self._attention.attend(q, k_cache, v_cache, batch, self._scale, layer.sliding_window, attended)
+            attention.attend(q, k_cache, v_cache, batch, self._scale, layer.sliding_window, attended)
             hidden = self._add(hidden, layer.o, attended_flat)
             gate_up = layer.gate_up(ops.rms_norm(hidden, layer.post_attention_norm))
             hidden = self._add(hidden, layer.down, ops.silu_and_mul(gate_up))
