@@ -29,7 +29,7 @@ def connection_dropper(scope: Scope) -> Callable[[], None]:
 
 class PieceWriter:
     """Writes pieces of a chunked response between its start and its end, in place of `http.response.body` messages:
-    these are coroutines through every layer of the application, two thirds of a streamed token's cost."""
+    these need the response's task, and are coroutines through every layer of the application."""
 
     __slots__ = ("_flow", "_transport")
 
