@@ -107,6 +107,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network (set --api-key)")
     http.add_argument("--port", type=in_range(0, 65535), default=8000, help="0 takes a free one")
+    http.add_argument("--frontends", type=in_range(1, 16), default=1, metavar="F",
+                      help="HTTP processes, all on the one port")  # fmt: skip
     http.add_argument("--api-key", action="append", default=[], metavar="KEY",
                       help="require this key; repeatable; or ALBIREO_API_KEY")  # fmt: skip
     http.add_argument("--root-path", default="", help="path prefix behind a proxy")
@@ -171,6 +173,7 @@ def run_serve(args: argparse.Namespace) -> int:
             access_log=not args.disable_uvicorn_access_log,
             shutdown_timeout_s=float(args.shutdown_timeout),
             worker_timeout_s=float(args.worker_timeout),
+            num_frontends=args.frontends,
             max_logprobs=args.max_logprobs,
             chat_template=args.chat_template,
             use_generation_config=args.generation_config == "auto",

@@ -55,6 +55,8 @@ class SegmentFds(Struct, frozen=True, forbid_unknown_fields=True):
     stats: int
     collectives: int = -1
     """What ranks exchange; -1 when there is one rank."""
+    requests: int = -1
+    """What the frontends count of their requests."""
     flight: dict[str, int] = {}
     """By process name: where it notes what it does (`shm.flight`)."""
 
@@ -97,8 +99,10 @@ class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
 
 
 class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
+    index: int
+    """Its number, and that of its part of `segments.requests`."""
     socket_fd: int
-    """The listening socket, opened by the supervisor."""
+    """The listening socket, opened by the supervisor. All frontends accept on it."""
     scheduler: SchedulerConfig
     segments: SegmentFds
     model: ModelConfig
@@ -118,9 +122,10 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     version: str
 
 
-def process_names(num_workers: int) -> tuple[str, ...]:
+def process_names(num_workers: int, num_frontends: int = 1) -> tuple[str, ...]:
     """All processes of one engine, in the order of a request's way through them."""
-    return ("frontend-0", "coordinator-0", *(f"worker-{rank}" for rank in range(num_workers)))
+    frontends = (f"frontend-{index}" for index in range(num_frontends))
+    return (*frontends, "coordinator-0", *(f"worker-{rank}" for rank in range(num_workers)))
 
 
 def encode_config(config: ChildConfig) -> bytes:

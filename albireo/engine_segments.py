@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 from albireo.config import SchedulerConfig, SegmentFds
-from albireo.shm import flight, segment, stats
+from albireo.shm import flight, request_counts, segment, stats
 from albireo.shm.collective_segment import CollectiveSegment
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
 
-def create_segments(scheduler: SchedulerConfig, num_workers: int, processes: Sequence[str]) -> SegmentFds:
-    """Anonymous segments for `num_workers` ranks and a flight recorder for each of `processes`, headers written.
+def create_segments(
+    scheduler: SchedulerConfig, num_workers: int, processes: Sequence[str], num_frontends: int = 1
+) -> SegmentFds:
+    """Anonymous segments for `num_workers` ranks, and a flight recorder for each of `processes`, headers written.
     Raises segment.SegmentError when there is too little memory."""
     plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
     fds = SegmentFds(
@@ -20,12 +22,14 @@ def create_segments(scheduler: SchedulerConfig, num_workers: int, processes: Seq
         ),
         stats=segment.create("stats", stats.stats_bytes(num_workers)),
         collectives=_create_collectives(num_workers) if num_workers > 1 else -1,
+        requests=segment.create("requests", request_counts.request_counts_bytes(num_frontends)),
         flight={name: _create_flight(name) for name in processes},
     )
     plan_ring.initialise(fds.plan_ring)
     for fd in fds.token_rings:
         token_ring.initialise(fd)
     stats.initialise(fds.stats, num_workers)
+    request_counts.initialise(fds.requests, num_frontends)
     return fds
 
 

@@ -30,6 +30,7 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     access_log: bool
     shutdown_timeout_s: float
     worker_timeout_s: float
+    num_frontends: int
     max_logprobs: int
     chat_template: str | None
     """Path of a template file, or the template itself."""
@@ -56,6 +57,7 @@ def serve(args: ServeArgs) -> int:
             display,
             args.shutdown_timeout_s,
             args.worker_timeout_s,
+            args.num_frontends,
         )
     finally:
         display.close()
@@ -120,34 +122,39 @@ def child_specs(
         num_workers=engine.num_workers,
         sampling_mode=engine.sampling_mode,
     )
-    frontend = FrontendConfig(
-        name="frontend-0",
-        run_dir=run_dir,
-        log_level=args.log_level,
-        socket_fd=socket_fd,
-        scheduler=engine.scheduler,
-        segments=segments,
-        model=model,
-        generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
-        served_model_names=names,
-        tokenizer_path=engine.tokenizer_path,
-        chat_template=template,
-        api_keys=args.api_keys,
-        root_path=args.root_path,
-        access_log=args.access_log,
-        max_logprobs=args.max_logprobs,
-        shutdown_timeout_s=args.shutdown_timeout_s,
-        version=__version__,
-    )
+    frontends = [
+        FrontendConfig(
+            name=f"frontend-{index}",
+            run_dir=run_dir,
+            log_level=args.log_level,
+            index=index,
+            socket_fd=socket_fd,
+            scheduler=engine.scheduler,
+            segments=segments,
+            model=model,
+            generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
+            served_model_names=names,
+            tokenizer_path=engine.tokenizer_path,
+            chat_template=template,
+            api_keys=args.api_keys,
+            root_path=args.root_path,
+            access_log=args.access_log,
+            max_logprobs=args.max_logprobs,
+            shutdown_timeout_s=args.shutdown_timeout_s,
+            version=__version__,
+        )
+        for index in range(args.num_frontends)
+    ]
     engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
     worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
+    # a frontend shows every process's counts and histograms
+    frontend_fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())
     environment = worker_environment(engine.num_threads)
     return [
         *(
             ChildSpec("albireo.gpu_worker", worker, environment, (*worker_fds, segments.flight[worker.name]))
             for worker in workers
         ),
-        # a frontend shows every process's histograms
-        ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats, *segments.flight.values())),
+        *(ChildSpec("albireo.frontend", frontend, fds=frontend_fds) for frontend in frontends),
         ChildSpec("albireo.coordinator", coordinator, fds=(*engine_fds, segments.flight[coordinator.name])),
     ]

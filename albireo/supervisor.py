@@ -314,6 +314,7 @@ def run_engine(
     display: StartupDisplay,
     shutdown_timeout_s: float,
     worker_timeout_s: float,
+    num_frontends: int,
 ) -> int:
     """Starts an engine of `num_workers` ranks, serves until a signal or a death, stops it; returns the exit code.
 
@@ -324,7 +325,8 @@ def run_engine(
         listener = stack.enter_context(open_listener(host, port))
         run_dir = stack.enter_context(RunDirectory())
         try:
-            segments = create_segments(scheduler, num_workers, config.process_names(num_workers))
+            names = config.process_names(num_workers, num_frontends)
+            segments = create_segments(scheduler, num_workers, names, num_frontends)
         except SegmentError as error:
             raise StartupError(str(error)) from error
         ranks = RankWatch(EngineStats(segments.stats).workers, int(worker_timeout_s * 1e9))

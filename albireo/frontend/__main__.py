@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
+import time
 
 import uvloop
 import zmq
@@ -15,6 +17,8 @@ from albireo.errors import StartupError
 from albireo.frontend.server import serve
 from albireo.frontend.service import TextModel
 from albireo.messages import Progress
+from albireo.shm.flight import FlightRecorder
+from albireo.shm.request_counts import map_request_counts
 from albireo.shm.stats import EngineStats
 
 logger = logging.getLogger("albireo.frontend")
@@ -25,12 +29,14 @@ async def run(config: FrontendConfig, context: "zmq.Context[zmq.Socket[bytes]]",
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     stats = EngineStats(config.segments.stats).engine
+    counts = map_request_counts(config.segments.requests)
+    recorder = FlightRecorder(config.segments.flight[config.name], config.index, os.getpid(), time.monotonic_ns)
     text = TextModel(config)
     # What exists by now lives as long as the process. Left to the collector, a full collection goes through it all,
     # 44,000 objects and tens of milliseconds, in the middle of streams.
     gc.collect()
     gc.freeze()
-    await serve(config, text, stats, context, control, stop)
+    await serve(config, text, stats, counts, context, control, stop, recorder)
 
 
 def main() -> int:

@@ -9,10 +9,11 @@ import numpy as np
 import zmq
 
 from albireo.errors import InternalError, RequestError, UnavailableError
-from albireo.frontend.generation import Generation
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.generation import Generation, Listener
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.shm.flight import Part, Recorder
 from albireo.shm.layout import LOGPROB
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,19 @@ class EngineClient:
         loop: asyncio.AbstractEventLoop,
         socket: "zmq.Socket[bytes]",
         metrics: RequestMetrics,
+        recorder: Recorder,
         clock_ns: Callable[[], int],
         on_failure: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
         self._metrics = metrics
+        self._recorder = recorder
         self._clock_ns = clock_ns
         self._decoder = frontend_decoder()
         self._numbers = itertools.count(1)
         self._live: dict[int, Generation] = {}
         self._aborted: list[int] = []
-        self._reader = SocketReader(loop, socket, self._on_frame, on_failure)
+        self._reader = SocketReader(loop, socket, self._on_frame, on_failure, clock_ns)
 
     @property
     def num_live(self) -> int:
@@ -92,10 +95,10 @@ class EngineClient:
             self._send(encode(Abort(self._aborted)))
             self._aborted = []
 
-    def _on_frame(self, frame: bytes) -> None:
+    def _on_frame(self, frame: bytes, begin_ns: int) -> None:
         message = self._decoder.decode(frame)
         if isinstance(message, Tokens):
-            self._on_tokens(message)
+            self._on_tokens(message, begin_ns)
         else:
             self._on_rejected(message)
 
@@ -104,8 +107,12 @@ class EngineClient:
         if generation is not None:
             generation.fail(RequestError(message.message, field=message.field or None))
 
-    def _on_tokens(self, message: Tokens) -> None:
+    def _on_tokens(self, message: Tokens, begin_ns: int) -> None:
+        """One step: first every token is fed, then every response with something new is written once."""
+        recorder = self._recorder
         now_ns = self._clock_ns()
+        recorder.record(Part.RECEIVE, message.step, begin_ns, now_ns, len(message.finish))
+        recorder.start(message.step, len(message.finish))
         for admitted in message.admitted:
             generation = self._live.get(admitted.request_id)
             if generation is not None and not generation.admitted_ns:  # again after a preemption
@@ -113,13 +120,40 @@ class EngineClient:
                 generation.num_cached_tokens = admitted.num_cached_tokens
         if message.logprobs:
             self._distribute(message)
+        listeners = self._feed_all(message, now_ns)
+        recorder.mark(Part.DETOKENISE)
+        for listener in listeners:
+            listener.flush()
+        recorder.mark(Part.SEND)
+
+    def _feed_all(self, message: Tokens, now_ns: int) -> Iterable[Listener]:
+        """Each row to its generation; returns who is to be flushed."""
+        listeners: dict[Listener, None] = {}
+        gaps: dict[int, int] = {}
+        live = self._live
         request_ids = np.frombuffer(message.request_ids, "<u8").tolist()
         token_ids = np.frombuffer(message.token_ids, "<i4").tolist()
-        finishes = np.frombuffer(message.finish, "u1").tolist()
-        for request_id, token_id, finish in zip(request_ids, token_ids, finishes, strict=True):
-            generation = self._live.get(request_id)
-            if generation is not None:  # else it was aborted while this was on its way
-                self._feed(generation, token_id, finish, now_ns)
+        for request_id, token_id, finish in zip(request_ids, token_ids, message.finish, strict=True):
+            generation = live.get(request_id)
+            if generation is None:  # it was aborted while this was on its way
+                continue
+            try:
+                generation.feed(token_id, finish)
+            except Exception:
+                self._fail(generation)
+                continue
+            listeners[generation.listener] = None
+            if before_ns := generation.last_token_ns:
+                gaps[before_ns] = gaps.get(before_ns, 0) + 1
+            else:
+                self._metrics.observe_first_token(generation, now_ns)
+            generation.last_token_ns = now_ns
+            if generation.finish_reason is not None:
+                self._end(generation, finish, now_ns)
+        # nearly all of a step's requests had their last token in one step too
+        for before_ns, count in gaps.items():
+            self._metrics.observe_gap(now_ns - before_ns, count)
+        return listeners
 
     def _distribute(self, message: Tokens) -> None:
         """Each run of one request's records goes to its generation, before the tokens that they belong to."""
@@ -132,19 +166,17 @@ class EngineClient:
             if generation is not None and generation.scores is not None:
                 generation.scores.add(records[start:end])
 
-    def _feed(self, generation: Generation, token_id: int, finish: int, now_ns: int) -> None:
-        try:
-            generation.feed(token_id, finish)
-        except Exception:
-            # our bug, and one request's: the others of this step go on
-            logger.exception("request %d failed", generation.request_id)
-            self.abort([generation])
-            if not generation.ended:
-                generation.fail(InternalError("internal error"))
-            return
-        self._metrics.observe_token(generation, now_ns)
-        if generation.finish_reason is not None:
-            del self._live[generation.request_id]
-            self._metrics.observe_end(generation, generation.finish_reason, now_ns)
-            if finish == Finish.NONE:  # a stop string: the engine does not know
-                self._abort(generation.request_id)
+    def _fail(self, generation: Generation) -> None:
+        """After an exception: our bug, and one request's; the others of this step go on."""
+        logger.exception("request %d failed", generation.request_id)
+        self.abort([generation])
+        if not generation.ended:
+            generation.fail(InternalError("internal error"))
+
+    def _end(self, generation: Generation, finish: int, now_ns: int) -> None:
+        """It has its finish reason."""
+        assert generation.finish_reason is not None
+        del self._live[generation.request_id]
+        self._metrics.observe_end(generation, generation.finish_reason, now_ns)
+        if finish == Finish.NONE:  # a stop string: the engine does not know
+            self._abort(generation.request_id)

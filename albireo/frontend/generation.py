@@ -1,6 +1,6 @@
 """One sequence that the engine works on for a client: its tokens become text, and it ends exactly once."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from albireo.errors import RequestError
 from albireo.frontend.detokenizer import Detokenizer
@@ -11,15 +11,22 @@ from albireo.shm.layout import LOGPROB
 
 _REASONS = {Finish.EOS: "stop", Finish.STOP_TOKEN: "stop", Finish.LENGTH: "length", Finish.ABORT: "abort"}
 
+_NONE: Final = int(Finish.NONE)
+_ABORT: Final = int(Finish.ABORT)
+"""Plain integers: naming an enum's member is a look-up in its class, and these are compared for every token."""
+
 _SCORE_CHARS = LOGPROB.itemsize // 4
 """What a token's log-probabilities take while they wait, in characters of at most four bytes."""
 
 
 class Listener(Protocol):
-    """Who waits for a generation's output."""
+    """Who waits for the output of generations."""
 
     def on_output(self, generation: "Generation", num_chars: int) -> None:
         """There are that many more characters to take, or as much beside the text, or the generation has ended."""
+
+    def flush(self) -> None:
+        """All outputs of a step have been told: now is the time to act on them."""
 
 
 class Generation:
@@ -30,7 +37,6 @@ class Generation:
 
     __slots__ = (
         "_detokenizer",
-        "_listener",
         "_min_tokens",
         "_stops",
         "_text",
@@ -42,6 +48,7 @@ class Generation:
         "index",
         "keeps_token_ids",
         "last_token_ns",
+        "listener",
         "num_cached_tokens",
         "num_prompt_tokens",
         "num_tokens",
@@ -72,7 +79,7 @@ class Generation:
         self._detokenizer = detokenizer
         self._stops = stops
         self._min_tokens = min_tokens
-        self._listener = listener
+        self.listener = listener
         self.keeps_token_ids = keeps_token_ids
         self.shows_stop = shows_stop
         """Whether the text of the stop token belongs to the output (`include_stop_str_in_output`)."""
@@ -98,28 +105,30 @@ class Generation:
         return self.finish_reason is not None or self.error is not None
 
     def feed(self, token_id: int, finish: int) -> None:
-        """One row of a step. The listener hears of it when there is text, or when it is the last."""
+        """One row of a step. The listener hears of it when there is text, or when it is the last, and must be flushed
+        when the step has been fed."""
         assert not self.ended
-        if finish == Finish.ABORT:
-            self._listener.on_output(self, self._end(finish, token_id))
+        if finish == _ABORT:
+            self.listener.on_output(self, self._end(finish, token_id))
             return
         self.num_tokens += 1
         if self.keeps_token_ids:
             self._token_ids.append(token_id)
         num_chars = 0
         # the token that ends a sequence is a signal, not text
-        if finish not in (Finish.EOS, Finish.STOP_TOKEN) or self.shows_stop:
+        if finish == _NONE or finish not in (Finish.EOS, Finish.STOP_TOKEN) or self.shows_stop:
             num_chars = self._show(self._detokenizer.feed(token_id))
-        if self.finish_reason is None and finish != Finish.NONE:
+        if finish != _NONE and self.finish_reason is None:
             num_chars += self._end(finish, token_id)
         if num_chars or self.finish_reason is not None:
-            self._listener.on_output(self, num_chars if self.scores is None else num_chars + _SCORE_CHARS)
+            self.listener.on_output(self, num_chars if self.scores is None else num_chars + _SCORE_CHARS)
 
     def fail(self, error: RequestError) -> None:
         """Ends it with an error instead of a finish reason."""
         assert not self.ended
         self.error = error
-        self._listener.on_output(self, 0)
+        self.listener.on_output(self, 0)
+        self.listener.flush()
 
     def take(self) -> tuple[str, list[int]]:
         """The text since the last call, and the token ids if they are kept."""

@@ -5,7 +5,7 @@ Whatever happens to the client or to us, no generation is left behind in the eng
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import Receive, Scope, Send
 
@@ -13,9 +13,9 @@ from albireo.errors import RequestError
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.formats import DONE, Format, error_event
 from albireo.frontend.generation import Generation
-from albireo.frontend.http_protocol import connection_dropper
+from albireo.frontend.http_protocol import PieceWriter, connection_dropper, piece_writer
 from albireo.frontend.json_response import send_json
-from albireo.frontend.output import ClientGoneError, Output
+from albireo.frontend.output import ClientGoneError, Output, Writer
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -40,7 +40,7 @@ async def respond(
     try:
         generations = start(output)
         if streams:
-            await _stream(send, output, generations, format_)
+            await _stream(send, output, generations, format_, piece_writer(scope))
         else:
             await _whole(send, output, generations, format_)
     except ClientGoneError:
@@ -56,7 +56,10 @@ async def _watch(receive: Receive, output: Output) -> None:
     output.client_left()
 
 
-async def _stream(send: Send, output: Output, generations: Sequence[Generation], format_: Format) -> None:
+async def _stream(
+    send: Send, output: Output, generations: Sequence[Generation], format_: Format, direct: PieceWriter | None
+) -> None:
+    """`direct`: the way past this task for what comes between the begin and the end."""
     num_open = len(generations)
     started = False
     while num_open:
@@ -76,6 +79,18 @@ async def _stream(send: Send, output: Output, generations: Sequence[Generation],
             started = True
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": num_open > 0})
+        if direct is not None and num_open and output.writer is None:
+            output.writer = _chunk_writer(direct, format_)
+
+
+def _chunk_writer(direct: PieceWriter, format_: Format) -> Writer:
+    def write_chunks(generations: Iterable[Generation]) -> bool:
+        if not direct.takes_more:
+            return False
+        direct.write(b"".join(map(format_.chunk, generations)))
+        return True
+
+    return write_chunks
 
 
 async def _whole(send: Send, output: Output, generations: Sequence[Generation], format_: Format) -> None:

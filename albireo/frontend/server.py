@@ -18,10 +18,11 @@ from albireo.errors import UnavailableError
 from albireo.frontend.app import build_app
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.http_protocol import BoundedHttpProtocol
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.service import Service, TextModel
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import EngineReady, Ready, child_decoder, encode
+from albireo.shm.flight import Recorder
 
 KEEP_ALIVE_S = 75
 """Longer than common proxies keep an idle connection (nginx: 60 s): else they send requests into one that we close."""
@@ -36,13 +37,16 @@ async def serve(
     config: FrontendConfig,
     text: TextModel,
     stats: npt.NDArray[Any],
+    counts: npt.NDArray[Any],
     context: "zmq.Context[zmq.Socket[bytes]]",
     control: "zmq.Socket[bytes]",
     stop: asyncio.Event,
+    recorder: Recorder,
 ) -> None:
     """Serves until `stop` is set or the supervisor says Stop, then ends within `config.shutdown_timeout_s`.
 
-    `stats`: ENGINE_STATS[1]. `control`: DEALER to the supervisor. Raises what broke a link to another process.
+    `stats`: ENGINE_STATS[1]. `counts`: REQUEST_COUNTS[num_frontends]. `control`: DEALER to the supervisor. Raises what
+    broke a link to another process.
     """
     loop = asyncio.get_running_loop()
     failures: list[Exception] = []
@@ -52,8 +56,8 @@ async def serve(
         stop.set()
 
     coordinator = _connect(context, config)
-    metrics = RequestMetrics()
-    engine = EngineClient(loop, coordinator, metrics, time.monotonic_ns, fail)
+    metrics = RequestMetrics(counts, config.index)
+    engine = EngineClient(loop, coordinator, metrics, recorder, time.monotonic_ns, fail)
     service = Service(config, text, engine, metrics, stats, time.monotonic_ns)
     supervisor = Supervisor(loop, control, service, stop, fail)
     server = Server(build_app(service), config, supervisor.http_started)
@@ -111,7 +115,7 @@ class Supervisor:
         self._said_ready = False
         self.wants_drain = True
         """False once the supervisor says that nothing can finish the running streams."""
-        self._reader = SocketReader(loop, control, self._on_frame, on_failure)
+        self._reader = SocketReader(loop, control, self._on_frame, on_failure, time.monotonic_ns)
 
     def http_started(self) -> None:
         self._http_started = True
@@ -120,7 +124,7 @@ class Supervisor:
     def close(self) -> None:
         self._reader.close()
 
-    def _on_frame(self, frame: bytes) -> None:
+    def _on_frame(self, frame: bytes, begin_ns: int) -> None:
         message = self._decoder.decode(frame)
         if isinstance(message, EngineReady):
             self._service.engine_ready(message.num_kv_blocks)

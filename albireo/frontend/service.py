@@ -18,8 +18,8 @@ from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
 from albireo.frontend.logit_bias import logit_bias
-from albireo.frontend.metrics import RequestMetrics
 from albireo.frontend.output import Output
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.requests import GenerationRequest
 from albireo.frontend.sampling import ModelBounds, check_num_scores, sampling_params, stop_strings
 from albireo.frontend.stop_strings import StopStrings

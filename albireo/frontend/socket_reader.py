@@ -15,19 +15,22 @@ _MAX_FRAMES = 64
 
 
 class SocketReader:
-    """Calls `on_frame` for each single-frame message, and `on_failure` when that raises: a broken link is fatal."""
+    """Calls `on_frame` for each single-frame message, with the time when reading it began, and `on_failure` when that
+    raises: a broken link is fatal."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         socket: "zmq.Socket[bytes]",
-        on_frame: Callable[[bytes], None],
+        on_frame: Callable[[bytes, int], None],
         on_failure: Callable[[Exception], None],
+        clock_ns: Callable[[], int],
     ) -> None:
         self._loop = loop
         self._socket = socket
         self._on_frame = on_frame
         self._on_failure = on_failure
+        self._clock_ns = clock_ns
         self._fd: int = socket.fileno()
         loop.add_reader(self._fd, self._drain)
         loop.call_soon(self._drain)  # what came before the edge was watched
@@ -51,7 +54,8 @@ class SocketReader:
             return
         try:
             for _ in range(_MAX_FRAMES):
-                self._on_frame(self._socket.recv(zmq.NOBLOCK))
+                begin_ns = self._clock_ns()
+                self._on_frame(self._socket.recv(zmq.NOBLOCK), begin_ns)
                 if not self._has_input():  # cheaper than one more recv and its exception
                     return
             self._loop.call_soon(self._drain)

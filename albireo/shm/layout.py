@@ -1,11 +1,12 @@
 """Every byte of shared memory: one numpy structured dtype per record, explicit offsets, one writer per field.
 
-Five kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
+Six kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
 
 plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
 token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
 stats        the engine's counters: the coordinator and the workers write, frontends read (`shm.stats`)
 collectives  what ranks exchange: each writes its own part, all read (`shm.collective_segment`)
+requests     what each frontend counted of its requests: each writes its own part, all read (`shm.request_counts`)
 flight       one per process: it writes what it did and when, anyone reads (`shm.flight`)
 
 Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
@@ -253,3 +254,30 @@ FLIGHT_RECORD: Final = record(
 )
 """A stretch of time (CLOCK_MONOTONIC) that a process spent on one part (`shm.flight.Part`) of one step; step 0 where
 it belongs to none. `rank`: the number in the process's name. Publish order: the record, a fence, `written`."""
+
+KIND_REQUESTS: Final = 6
+NUM_REQUEST_BUCKETS: Final = 23
+
+REQUEST_HISTOGRAM: Final = record(192, buckets=(("<u8", (NUM_REQUEST_BUCKETS,)), 0), sum=("<f8", 184))
+"""Observations per bucket, each by itself; a histogram of fewer buckets leaves the last ones 0. `sum`: of the observed
+values, in the metric's unit."""
+
+REQUEST_COUNTS: Final = record(
+    1984,
+    finished_stop=("<u8", 0),
+    finished_length=("<u8", 8),
+    finished_abort=("<u8", 16),
+    time_to_first_token=(REQUEST_HISTOGRAM, 64),
+    inter_token_latency=(REQUEST_HISTOGRAM, 256),
+    time_per_output_token=(REQUEST_HISTOGRAM, 448),
+    e2e_latency=(REQUEST_HISTOGRAM, 640),
+    queue_time=(REQUEST_HISTOGRAM, 832),
+    prefill_time=(REQUEST_HISTOGRAM, 1024),
+    decode_time=(REQUEST_HISTOGRAM, 1216),
+    inference_time=(REQUEST_HISTOGRAM, 1408),
+    prompt_tokens=(REQUEST_HISTOGRAM, 1600),
+    generation_tokens=(REQUEST_HISTOGRAM, 1792),
+)
+"""One per frontend, behind the header of the requests segment. Writer: that frontend. Readers: all frontends, on
+/metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their buckets, is in
+`frontend.metrics`."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import numpy as np
 import uvloop
 import zmq
 from fakes import FakeCoordinator, FakeSupervisor, Reply
@@ -19,6 +20,8 @@ from albireo.config import FrontendConfig, SchedulerConfig, SegmentFds
 from albireo.frontend.server import serve
 from albireo.frontend.service import TextModel
 from albireo.shm import segment
+from albireo.shm.flight import Unrecorded
+from albireo.shm.layout import REQUEST_COUNTS
 from albireo.shm.stats import EngineStats, initialise, stats_bytes
 
 MODEL = "test-model"
@@ -40,7 +43,8 @@ def frontend_config(
 ) -> FrontendConfig:
     """A config for tests: context of 256 tokens, EOS 2."""
     settings: dict[str, Any] = {
-        "name": NAME, "run_dir": str(run_dir), "log_level": "info", "socket_fd": socket_fd, "max_logprobs": 20,
+        "name": NAME, "index": 0, "run_dir": str(run_dir), "log_level": "info", "socket_fd": socket_fd,
+        "max_logprobs": 20,
         "scheduler": SchedulerConfig(max_model_len=256), "segments": SegmentFds(-1, (), stats_fd),
         "model": model_config(402, (2,)), "generation_defaults": GenerationDefaults(),
         "served_model_names": (MODEL, "alias"), "tokenizer_path": str(tokenizer_path), "chat_template": None,
@@ -109,9 +113,10 @@ class FrontendServer:
         control.setsockopt(zmq.IDENTITY, NAME.encode())
         control.connect(sockets.control_address(self.config.run_dir))
         config = msgspec.json.decode(msgspec.json.encode(self.config), type=FrontendConfig)
+        counts = np.zeros(1, REQUEST_COUNTS)
 
         async def run() -> None:
-            await serve(config, TextModel(config), self.stats, context, control, asyncio.Event())
+            await serve(config, TextModel(config), self.stats, counts, context, control, asyncio.Event(), Unrecorded())
 
         try:
             uvloop.run(run())

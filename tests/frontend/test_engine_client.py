@@ -15,7 +15,7 @@ from albireo.errors import InternalError, UnavailableError
 from albireo.frontend.detokenizer import Detokenizer
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
-from albireo.frontend.metrics import RequestMetrics
+from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
@@ -29,6 +29,8 @@ from albireo.messages import (
     coordinator_decoder,
     encode,
 )
+from albireo.shm.flight import Part, Unrecorded
+from albireo.shm.layout import REQUEST_COUNTS
 
 
 class Letters(Detokenizer):
@@ -47,15 +49,38 @@ class Letters(Detokenizer):
 
 
 class Log:
-    """A listener that notes how often it is told of an end."""
+    """A listener that notes how often it is told of an end, and when it is flushed."""
 
     def __init__(self) -> None:
         self.ends = 0
         self.calls = 0
+        self.calls_at_flush: list[int] = []
 
     def on_output(self, generation: Generation, num_chars: int) -> None:
         self.calls += 1
         self.ends += generation.ended
+
+    def flush(self) -> None:
+        self.calls_at_flush.append(self.calls)
+
+
+class Notes(Unrecorded):
+    """A flight recorder that keeps what it is told in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[tuple[Part, int, int]] = []
+
+    def start(self, step: int, num_rows: int = 0) -> int:
+        self.step, self.num_rows = step, num_rows
+        return 0
+
+    def mark(self, part: Part) -> int:
+        self.record(part, self.step, 0, 0, self.num_rows)
+        return 0
+
+    def record(self, part: Part, step: int, begin_ns: int, end_ns: int, num_rows: int = 0) -> None:
+        self.parts.append((part, step, num_rows))
 
 
 class Engine:
@@ -64,6 +89,7 @@ class Engine:
     def __init__(self, client: EngineClient, router: "zmq.Socket[bytes]") -> None:
         self.client = client
         self.router = router
+        self.recorder = Notes()
         self.failures: list[Exception] = []
 
     def submit(self, *stops: str, scores: TokenScores | None = None, min_tokens: int = 0) -> tuple[Generation, Log]:
@@ -119,9 +145,13 @@ def play(run_dir: Path) -> Callable[[Callable[[Engine], Coroutine[Any, Any, None
             dealer.connect(sockets.coordinator_address(str(run_dir)))
             failures: list[Exception] = []
             loop = asyncio.get_running_loop()
-            client = EngineClient(loop, dealer, RequestMetrics(), lambda: 1, failures.append)
+            notes = Notes()
+            client = EngineClient(
+                loop, dealer, RequestMetrics(np.zeros(1, REQUEST_COUNTS), 0), notes, lambda: 1, failures.append
+            )
             engine = Engine(client, router)
             engine.failures = failures
+            engine.recorder = notes
             try:
                 await scene(engine)
             finally:
@@ -287,6 +317,27 @@ def test_cached_tokens_come_with_the_admission(play: Play) -> None:
         assert generation.num_cached_tokens == 48
         await engine.step((generation, 0, Finish.NONE), admitted=(Admitted(generation.request_id, 5),))
         assert generation.num_cached_tokens == 48, "readmission after a preemption is no cache hit"
+
+    play(scene)
+
+
+def test_a_step_is_fed_as_a_whole_before_anything_is_written(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        log = Log()
+        generations = [Generation(index, 1, Letters(), None, log) for index in range(3)]
+        for generation in generations:
+            engine.client.submit(generation, [1], SamplingParams(max_tokens=10), 0, "")
+        await engine.step(*((generation, 0, Finish.NONE) for generation in generations))
+        assert log.calls_at_flush == [3]
+
+    play(scene)
+
+
+def test_the_parts_of_a_step_are_recorded_in_order(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        pairs = [engine.submit() for _ in range(2)]
+        await engine.step(*((generation, 0, Finish.NONE) for generation, _ in pairs))
+        assert engine.recorder.parts == [(Part.RECEIVE, 1, 2), (Part.DETOKENISE, 1, 2), (Part.SEND, 1, 2)]
 
     play(scene)
 

@@ -14,9 +14,9 @@ import pytest
 from fakes import FakeCoordinator, FakeSupervisor, tokens_reply, wait_for
 from frontend_server import NAME, frontend_config
 
-from albireo.config import encode_config
+from albireo.config import SegmentFds, encode_config
 from albireo.messages import EngineReady, Fatal, Ready
-from albireo.shm import segment
+from albireo.shm import flight, request_counts, segment
 from albireo.shm.stats import initialise, stats_bytes
 
 
@@ -29,12 +29,21 @@ class Process:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         stats_fd = segment.create("stats", stats_bytes(1))
         initialise(stats_fd, 1)
-        config = frontend_config(run_dir, tokenizer_path, self.listener.fileno(), stats_fd, **changes)
+        flight_fd = segment.create("flight", flight.flight_bytes())
+        flight.initialise(flight_fd, NAME)
+        requests_fd = segment.create("requests", request_counts.request_counts_bytes(1))
+        request_counts.initialise(requests_fd, 1)
+        segments = SegmentFds(-1, (), stats_fd, requests=requests_fd, flight={NAME: flight_fd})
+        config = frontend_config(
+            run_dir, tokenizer_path, self.listener.fileno(), stats_fd, segments=segments, **changes
+        )
         self.child = subprocess.Popen(
             [sys.executable, "-m", "albireo.frontend"],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(self.listener.fileno(), stats_fd),
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+            pass_fds=(self.listener.fileno(), stats_fd, flight_fd, requests_fd),
         )  # fmt: skip
-        os.close(stats_fd)
+        for fd in (stats_fd, flight_fd, requests_fd):
+            os.close(fd)
         assert self.child.stdin is not None
         self.child.stdin.write(encode_config(config))
         self.child.stdin.flush()

@@ -14,6 +14,8 @@ from fakes import endless_reply, tokens_reply, wait_for
 from frontend_server import MODEL, NAME, FrontendServer
 
 from albireo import limits
+from albireo.frontend.formats import CompletionFormat
+from albireo.frontend.generation import Generation
 from albireo.messages import EngineReady, Finish, Rejected
 
 
@@ -78,6 +80,53 @@ def test_a_slow_reader_is_cut_off_and_others_are_not(
             received += len(data)
         assert received < 20_000_000
         wait_for(lambda: not server.coordinator.live)
+
+
+def test_a_client_that_lags_gets_all_of_its_text_in_fewer_pieces(
+    tokenizer_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_STREAM_BACKLOG_BYTES", 2**30)
+    with (
+        FrontendServer(run_dir, long_token_path(tokenizer_path, run_dir), endless_reply([402]), step_s=0.001) as server,
+        socket.socket() as lagging,
+    ):
+        lagging.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        lagging.settimeout(10)
+        lagging.connect(("127.0.0.1", server.port))
+        lagging.sendall(request_bytes(stream=True, prompt=["x"] * 8, max_tokens=240))
+        wait_for(lambda: len(server.coordinator.submits) == 8)
+        wait_for(lambda: not server.coordinator.live, timeout_s=20)
+        pieces = [b""]
+        while b"[DONE]" not in b"".join(pieces[-2:]):
+            pieces.append(lagging.recv(1 << 20))
+            assert pieces[-1], "the connection was closed"
+        answer = b"".join(pieces)
+        assert answer.count(b"y" * 4000) == 8 * 240
+        assert answer.count(b"data: ") < 8 * 240
+        assert not server.coordinator.aborted
+
+
+def test_a_bug_in_the_middle_of_a_stream_ends_that_stream_alone(
+    server: FrontendServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chunk = CompletionFormat.chunk
+
+    def broken(self: CompletionFormat, generation: Generation) -> bytes:
+        if generation.num_prompt_tokens == 3 and generation.num_tokens == 5:
+            raise RuntimeError("a bug")
+        return chunk(self, generation)
+
+    monkeypatch.setattr(CompletionFormat, "chunk", broken)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(request_bytes(prompt=[5, 6, 7], stream=True))
+        fine = httpx.post(server.url + "/v1/completions", json={"prompt": [5, 6], "max_tokens": 40, "stream": True})
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    assert answer.count(b"data: ") == 4
+    assert events(iter(fine.text.splitlines()))[-1]["choices"][0]["finish_reason"] == "length"
+    wait_for(lambda: server.coordinator.aborted == [1])
+    assert any("a bug" in str(record.exc_info) for record in caplog.records)
 
 
 def read_some(connection: socket.socket) -> bytes:
