@@ -9,6 +9,7 @@ from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
 from albireo.config import Dtype, SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cpu_device import CpuDevice
+from albireo.shm.flight import Unrecorded
 from albireo.shm import segment
 from albireo.shm.plan_ring import PlanRing, PlanSlot
 from albireo.shm.token_ring import TokenRing, TokenSlot
@@ -51,7 +52,7 @@ class StepRunner:
             model_path=checkpoint.path, device="cpu", dtype=dtype, kv_cache_bytes=kv_cache_bytes, num_threads=threads,
             load_format="safetensors", seed=0,
         )  # fmt: skip
-        self.device = CpuDevice(config, Alone(), lambda: None, lambda stage, fraction: None)
+        self.device = CpuDevice(config, Alone(), lambda: None, lambda stage, fraction: None, Unrecorded())
         # Pages that were never written are all one page of zeros, which a cache holds.
         for k_cache, v_cache in self.device._kv_cache.layers:
             k_cache.normal_()
