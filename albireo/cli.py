@@ -86,7 +86,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--generation-config", choices=["auto", "vllm"], default="auto",
                        help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", choices=["cpu"], default="cpu")
+    engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
+                        help="auto: cpu; null runs no model, to measure the rest; cuda is not there yet")  # fmt: skip
+    engine.add_argument("--null-step-ms", type=float, metavar="MS",
+                        help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
                         help="ranks, each with 1/T of the model")  # fmt: skip
     engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"], default="local",
@@ -155,6 +158,8 @@ def run_serve(args: argparse.Namespace) -> int:
         tensor_parallel_size=args.tensor_parallel_size,
         sampling_mode=args.sampling_mode,
         collectives=args.collectives,
+        device=args.device,
+        null_step_ms=args.null_step_ms,
     )
     return serve(
         ServeArgs(

@@ -84,13 +84,19 @@ def child_specs(
     segments: SegmentFds,
     socket_fd: int,
 ) -> list[ChildSpec]:
-    """The workers first: they take longest to start."""
+    """Every process of the server; the workers first: they take longest to start."""
+    *workers, coordinator = engine_specs(engine, args.log_level, run_dir, segments)
+    return [*workers, _frontend_spec(args, engine, names, template, run_dir, segments, socket_fd), coordinator]
+
+
+def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> list[ChildSpec]:
+    """The workers, then their coordinator: all that computes, without what speaks HTTP."""
     model = engine.checkpoint.model
     workers = [
         WorkerConfig(
             name=f"worker-{rank}",
             run_dir=run_dir,
-            log_level=args.log_level,
+            log_level=log_level,
             scheduler=engine.scheduler,
             segments=segments,
             rank=rank,
@@ -99,19 +105,20 @@ def child_specs(
             collectives=engine.collectives,
             model=model,
             model_path=engine.checkpoint.path,
-            device="cpu",
+            device=engine.device,
             dtype=engine.dtype,
             kv_cache_bytes=engine.kv_cache_bytes,
             num_threads=engine.num_threads,
             load_format=engine.load_format,
             seed=engine.seed,
+            null_step_ms=engine.null_step_ms,
         )
         for rank in range(engine.num_workers)
     ]
     coordinator = CoordinatorConfig(
         name="coordinator-0",
         run_dir=run_dir,
-        log_level=args.log_level,
+        log_level=log_level,
         scheduler=engine.scheduler,
         segments=segments,
         eos_token_ids=model.eos_token_ids,
@@ -119,6 +126,24 @@ def child_specs(
         num_workers=engine.num_workers,
         sampling_mode=engine.sampling_mode,
     )
+    engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
+    worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
+    environment = worker_environment(engine.num_threads)
+    return [
+        *(ChildSpec("albireo.gpu_worker", worker, environment, worker_fds) for worker in workers),
+        ChildSpec("albireo.coordinator", coordinator, fds=engine_fds),
+    ]
+
+
+def _frontend_spec(
+    args: ServeArgs,
+    engine: EnginePlan,
+    names: tuple[str, ...],
+    template: str | None,
+    run_dir: str,
+    segments: SegmentFds,
+    socket_fd: int,
+) -> ChildSpec:
     frontend = FrontendConfig(
         name="frontend-0",
         run_dir=run_dir,
@@ -126,7 +151,7 @@ def child_specs(
         socket_fd=socket_fd,
         scheduler=engine.scheduler,
         segments=segments,
-        model=model,
+        model=engine.checkpoint.model,
         generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
         served_model_names=names,
         tokenizer_path=engine.tokenizer_path,
@@ -138,11 +163,4 @@ def child_specs(
         shutdown_timeout_s=args.shutdown_timeout_s,
         version=__version__,
     )
-    engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
-    worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
-    environment = worker_environment(engine.num_threads)
-    return [
-        *(ChildSpec("albireo.gpu_worker", worker, environment, worker_fds) for worker in workers),
-        ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats)),
-        ChildSpec("albireo.coordinator", coordinator, fds=engine_fds),
-    ]
+    return ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.stats))

@@ -96,7 +96,7 @@ class CpuDevice:
         header["num_rows"], header["num_logprobs"] = rows.size, 0
         if inputs.input_ids.numel():
             hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
-            scores = find_prompt_scores(plan, state, inputs.batch.num_decodes)
+            scores = find_prompt_scores(plan, state.num_prompt_logprobs, inputs.batch.num_decodes)
             if scores is not None:
                 self._score(hidden, scores, result)
             if inputs.sampled_slots.size:
