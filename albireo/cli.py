@@ -123,15 +123,17 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
+    from albireo.bench.pipeline_cli import add_pipeline_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
     parser.add_argument("--version", action="version", version=f"albireo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
-    bench = commands.add_parser("bench", help="measure a running server")
+    bench = commands.add_parser("bench", help="measure a running server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
+    add_pipeline_arguments(benchmarks.add_parser("pipeline", help="an engine without a model: the control plane"))
     return parser
 
 
@@ -185,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.command == "bench":
         from albireo.bench.cli import run_serve as run_bench_serve
+        from albireo.bench.pipeline_cli import run_pipeline
 
-        return run_bench_serve(args)
+        return run_pipeline(args) if args.benchmark == "pipeline" else run_bench_serve(args)
     from albireo.errors import StartupError
 
     try:

@@ -177,6 +177,10 @@ class Supervisor:
             self.watch()
         return workers[0]
 
+    def pids(self) -> dict[str, int]:
+        """Of every process that was started, by name."""
+        return {name: child.process.pid for name, child in self._children.items()}
+
     def _spawn(self, spec: ChildSpec) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", spec.module],
