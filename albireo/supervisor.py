@@ -276,6 +276,8 @@ class Supervisor:
         for child in self._children.values():
             child.process.kill()
             child.process.wait()
+            if child.process.stdin is not None:
+                child.process.stdin.close()
             os.close(child.pidfd)
         self._control.close()
         self._context.term()
