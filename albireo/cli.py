@@ -86,7 +86,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--generation-config", choices=["auto", "vllm"], default="auto",
                        help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", choices=["cpu"], default="cpu")
+    engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
+                        help="auto: cpu; null runs no model, to measure the rest; cuda is not there yet")  # fmt: skip
+    engine.add_argument("--null-step-ms", type=float, metavar="MS",
+                        help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
                         help="ranks, each with 1/T of the model")  # fmt: skip
     engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"], default="local",
@@ -123,6 +126,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.breakdown_cli import add_breakdown_arguments
     from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
+    from albireo.bench.pipeline_cli import add_pipeline_arguments
     from albireo.trace.cli import add_trace_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
@@ -131,10 +135,11 @@ def build_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
     add_trace_arguments(commands.add_parser("trace", help="show what each process did in each step"))
-    bench = commands.add_parser("bench", help="measure a server")
+    bench = commands.add_parser("bench", help="measure a server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
     add_breakdown_arguments(benchmarks.add_parser("breakdown", help="what of a step the device waits for"))
+    add_pipeline_arguments(benchmarks.add_parser("pipeline", help="an engine without a model: the control plane"))
     return parser
 
 
@@ -161,6 +166,8 @@ def run_serve(args: argparse.Namespace) -> int:
         tensor_parallel_size=args.tensor_parallel_size,
         sampling_mode=args.sampling_mode,
         collectives=args.collectives,
+        device=args.device,
+        null_step_ms=args.null_step_ms,
     )
     return serve(
         ServeArgs(
@@ -198,8 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_breakdown(args, serve_flags)
     if args.command == "bench":
         from albireo.bench.cli import run_serve as run_bench_serve
+        from albireo.bench.pipeline_cli import run_pipeline
 
-        return run_bench_serve(args)
+        return run_pipeline(args) if args.benchmark == "pipeline" else run_bench_serve(args)
     from albireo.errors import StartupError
 
     try:

@@ -17,6 +17,8 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 SamplingMode = Literal["local", "sequence-parallel", "gathered"]
 """How t ranks sample (`gpu_worker.sampling.modes`)."""
 CollectivesKind = Literal["shm", "gloo"]
+DeviceName = Literal["cpu", "null"]
+"""Where steps run; `null` runs no model (`gpu_worker.null_device`)."""
 
 
 class SchedulerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,13 +91,15 @@ class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     collectives: CollectivesKind
     model: ModelConfig
     model_path: str
-    device: Literal["cpu"]
+    device: DeviceName
     dtype: Dtype
     kv_cache_bytes: int
     """Size of this worker's KV cache; the number of blocks follows from its share of the model."""
     num_threads: int
     load_format: Literal["safetensors", "dummy"]
     seed: int
+    null_step_ms: float = 0.0
+    """What a step takes on the null device."""
 
 
 class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):

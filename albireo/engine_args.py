@@ -11,7 +11,7 @@ from msgspec import Struct
 from albireo.checkpoint import Checkpoint, CheckpointError, kv_bytes_per_block, read_checkpoint
 from albireo.checkpoint.shard import shard_model
 from albireo.checkpoint.weight_shapes import weight_bytes
-from albireo.config import CollectivesKind, Dtype, SamplingMode, SchedulerConfig, SchedulingPolicy
+from albireo.config import CollectivesKind, DeviceName, Dtype, SamplingMode, SchedulerConfig, SchedulingPolicy
 from albireo.errors import StartupError
 from albireo.shm.segment import available_memory_bytes
 
@@ -20,6 +20,8 @@ DEFAULT_KV_CACHE_BYTES = 4 * GIB
 """Upper end of the default; pages of the cache that are never used cost nothing."""
 MEMORY_RESERVE_BYTES = GIB
 """Left for the processes themselves when the default KV cache is sized."""
+MAX_NULL_STEP_MS = 500.0
+"""A worker shows life between steps only, and must do so within --worker-timeout, of which 1 s is the least."""
 
 
 class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +44,8 @@ class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
     tensor_parallel_size: int = 1
     sampling_mode: SamplingMode = "local"
     collectives: CollectivesKind = "shm"
+    device: Literal["auto", "cpu", "null", "cuda"] = "auto"
+    null_step_ms: float | None = None
 
 
 class EnginePlan(Struct, frozen=True):
@@ -61,6 +65,8 @@ class EnginePlan(Struct, frozen=True):
     num_threads: int
     """Of each rank."""
     seed: int
+    device: DeviceName
+    null_step_ms: float
 
 
 def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
@@ -69,8 +75,10 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
     Raises StartupError, in one line, with exit code 2 for flags that contradict each other and 3 for a checkpoint
     that cannot be served or memory that is not there.
     """
+    device = _choose_device(args)
+    needs_weights = args.load_format != "dummy" and device != "null"
     try:
-        checkpoint = read_checkpoint(args.model, check_weights=args.load_format != "dummy")
+        checkpoint = read_checkpoint(args.model, check_weights=needs_weights)
     except CheckpointError as error:
         raise StartupError(str(error)) from error
     tokenizer_path = args.tokenizer or checkpoint.path
@@ -86,10 +94,13 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
     limit = checkpoint.model.context_length
     if args.max_model_len is not None and args.max_model_len > limit:
         raise StartupError(f"--max-model-len {args.max_model_len} exceeds the model's {limit} positions", exit_code=2)
-    num_threads = _threads_per_rank(args, num_cpus)
+    num_threads = 1 if device == "null" else _threads_per_rank(args, num_cpus)
     rank_block_bytes = _rank_block_bytes(args, checkpoint, dtype)
     block_bytes = args.tensor_parallel_size * rank_block_bytes
-    kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
+    if device == "null" and args.kv_cache_bytes is not None:
+        kv_cache_bytes = args.kv_cache_bytes  # nothing is allocated, so it need not fit
+    else:
+        kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
     num_kv_blocks = kv_cache_bytes // block_bytes
     capacity = num_kv_blocks * args.block_size
     max_model_len = args.max_model_len or min(limit, capacity)
@@ -118,7 +129,23 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
         num_threads=num_threads,
         seed=args.seed,
+        device=device,
+        null_step_ms=args.null_step_ms or 0.0,
     )
+
+
+def _choose_device(args: EngineArgs) -> DeviceName:
+    if args.device == "cuda":
+        raise StartupError("--device cuda is not there yet: cpu runs models, null runs none", exit_code=2)
+    device: DeviceName = "null" if args.device == "null" else "cpu"
+    if args.null_step_ms is None:
+        return device
+    if device != "null":
+        raise StartupError(f"--null-step-ms is for --device null, not for {device}", exit_code=2)
+    if not 0 <= args.null_step_ms <= MAX_NULL_STEP_MS:
+        bound = f"between 0 and {MAX_NULL_STEP_MS:g}"
+        raise StartupError(f"--null-step-ms {args.null_step_ms:g} is out of range: {bound} is possible", exit_code=2)
+    return device
 
 
 def _threads_per_rank(args: EngineArgs, num_cpus: int) -> int:

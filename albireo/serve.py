@@ -87,13 +87,23 @@ def child_specs(
     segments: SegmentFds,
     socket_fd: int,
 ) -> list[ChildSpec]:
-    """The workers first: they take longest to start."""
+    """Every process of the server; the workers first: they take longest to start."""
+    *workers, coordinator = engine_specs(engine, args.log_level, run_dir, segments)
+    frontends = [
+        _frontend_spec(args, engine, names, template, run_dir, segments, socket_fd, index)
+        for index in range(args.num_frontends)
+    ]
+    return [*workers, *frontends, coordinator]
+
+
+def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> list[ChildSpec]:
+    """The workers, then their coordinator: all that computes, without what speaks HTTP."""
     model = engine.checkpoint.model
     workers = [
         WorkerConfig(
             name=f"worker-{rank}",
             run_dir=run_dir,
-            log_level=args.log_level,
+            log_level=log_level,
             scheduler=engine.scheduler,
             segments=segments,
             rank=rank,
@@ -102,19 +112,20 @@ def child_specs(
             collectives=engine.collectives,
             model=model,
             model_path=engine.checkpoint.path,
-            device="cpu",
+            device=engine.device,
             dtype=engine.dtype,
             kv_cache_bytes=engine.kv_cache_bytes,
             num_threads=engine.num_threads,
             load_format=engine.load_format,
             seed=engine.seed,
+            null_step_ms=engine.null_step_ms,
         )
         for rank in range(engine.num_workers)
     ]
     coordinator = CoordinatorConfig(
         name="coordinator-0",
         run_dir=run_dir,
-        log_level=args.log_level,
+        log_level=log_level,
         scheduler=engine.scheduler,
         segments=segments,
         eos_token_ids=model.eos_token_ids,
@@ -122,39 +133,48 @@ def child_specs(
         num_workers=engine.num_workers,
         sampling_mode=engine.sampling_mode,
     )
-    frontends = [
-        FrontendConfig(
-            name=f"frontend-{index}",
-            run_dir=run_dir,
-            log_level=args.log_level,
-            index=index,
-            socket_fd=socket_fd,
-            scheduler=engine.scheduler,
-            segments=segments,
-            model=model,
-            generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
-            served_model_names=names,
-            tokenizer_path=engine.tokenizer_path,
-            chat_template=template,
-            api_keys=args.api_keys,
-            root_path=args.root_path,
-            access_log=args.access_log,
-            max_logprobs=args.max_logprobs,
-            shutdown_timeout_s=args.shutdown_timeout_s,
-            version=__version__,
-        )
-        for index in range(args.num_frontends)
-    ]
     engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
     worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
-    # a frontend shows every process's counts and histograms
-    frontend_fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())
     environment = worker_environment(engine.num_threads)
     return [
         *(
             ChildSpec("albireo.gpu_worker", worker, environment, (*worker_fds, segments.flight[worker.name]))
             for worker in workers
         ),
-        *(ChildSpec("albireo.frontend", frontend, fds=frontend_fds) for frontend in frontends),
         ChildSpec("albireo.coordinator", coordinator, fds=(*engine_fds, segments.flight[coordinator.name])),
     ]
+
+
+def _frontend_spec(
+    args: ServeArgs,
+    engine: EnginePlan,
+    names: tuple[str, ...],
+    template: str | None,
+    run_dir: str,
+    segments: SegmentFds,
+    socket_fd: int,
+    index: int,
+) -> ChildSpec:
+    frontend = FrontendConfig(
+        name=f"frontend-{index}",
+        run_dir=run_dir,
+        log_level=args.log_level,
+        index=index,
+        socket_fd=socket_fd,
+        scheduler=engine.scheduler,
+        segments=segments,
+        model=engine.checkpoint.model,
+        generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
+        served_model_names=names,
+        tokenizer_path=engine.tokenizer_path,
+        chat_template=template,
+        api_keys=args.api_keys,
+        root_path=args.root_path,
+        access_log=args.access_log,
+        max_logprobs=args.max_logprobs,
+        shutdown_timeout_s=args.shutdown_timeout_s,
+        version=__version__,
+    )
+    # a frontend shows every process's counts and histograms
+    fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())
+    return ChildSpec("albireo.frontend", frontend, fds=fds)

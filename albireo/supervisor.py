@@ -178,6 +178,10 @@ class Supervisor:
             self.watch()
         return workers[0]
 
+    def pids(self) -> dict[str, int]:
+        """Of every process that was started, by name."""
+        return {name: child.process.pid for name, child in self._children.items()}
+
     def _spawn(self, spec: ChildSpec) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", spec.module],
@@ -273,6 +277,8 @@ class Supervisor:
         for child in self._children.values():
             child.process.kill()
             child.process.wait()
+            if child.process.stdin is not None:
+                child.process.stdin.close()
             os.close(child.pidfd)
         self._control.close()
         self._context.term()

@@ -9,8 +9,8 @@ from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
 from albireo.config import Dtype, SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cpu_device import CpuDevice
-from albireo.shm.flight import Unrecorded
 from albireo.shm import segment
+from albireo.shm.flight import Unrecorded
 from albireo.shm.plan_ring import PlanRing, PlanSlot
 from albireo.shm.token_ring import TokenRing, TokenSlot
 

@@ -1,6 +1,7 @@
 """A stopwatch around the parts of a decode step, put on from outside: the product carries no timing code.
 
-While it is on, steps are not captured programs, and the device's model, sampler and input preparation are reached through proxies that add up seconds.
+While it is on, steps are not captured programs, and the device's model, sampler and input preparation are reached
+through proxies that add up seconds.
 A proxy costs about half a microsecond of clock reading on either side; it falls to `python between`.
 """
 

@@ -102,9 +102,13 @@ class Results:
         assert np.array_equal(rows["slot"], slots), "a worker's rows are not those of the plan"
         assert np.array_equal(rows["generation"], step.generations), "a worker's rows are of other requests"
         logprobs = self._confirm_logprobs(records) if records.size else NO_LOGPROBS
-        is_current = self._slots.generation[slots] == step.generations
-        live = is_current & (rows["token"] >= 0)
-        output = self._confirm_current(slots[live], rows["token"][live], rows["finish"][live], logprobs)
+        is_current = self._slots.generation.take(slots) == step.generations
+        tokens, finish = rows["token"], rows["finish"]
+        live = is_current & (tokens >= 0)
+        if live.all():
+            output = self._confirm_current(slots, tokens.copy(), finish, logprobs)
+        else:
+            output = self._confirm_current(slots[live], tokens[live], finish[live], logprobs)
         if self._preempted and not is_current.all():
             stale = np.flatnonzero(~is_current)
             return self._confirm_preempted(output, rows[stale], step.generations[stale])
@@ -118,12 +122,14 @@ class Results:
         logprobs: ConfirmedLogprobs,
     ) -> ConfirmedRows:
         table = self._slots
-        num_tokens = table.num_tokens[slots]
+        num_tokens = table.num_tokens.take(slots)
         table.token_ids[slots, num_tokens] = tokens
-        table.num_tokens[slots] = num_tokens + 1
-        at_limit = num_tokens + 1 >= table.max_total_tokens[slots]
-        finish = np.where((device_finish == Finish.NONE) & at_limit, int(Finish.LENGTH), device_finish).astype(np.uint8)
-        output = ConfirmedRows(table.frontend[slots], table.request_id[slots], tokens, finish, logprobs)
+        num_tokens += 1
+        table.num_tokens[slots] = num_tokens
+        at_limit = num_tokens >= table.max_total_tokens.take(slots)
+        finish = device_finish.astype(np.uint8)
+        finish[at_limit & (finish == Finish.NONE)] = Finish.LENGTH
+        output = ConfirmedRows(table.frontend.take(slots), table.request_id.take(slots), tokens, finish, logprobs)
         self._counters.generation_tokens += slots.size
         for index in np.flatnonzero(finish).tolist():
             request = table.requests[slots[index]]

@@ -4,16 +4,12 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
 
 import zmq
 
 from albireo import child, sockets
 from albireo.config import WorkerConfig
-from albireo.gpu_worker.collectives.group import make_collectives
-from albireo.gpu_worker.collectives.interface import GroupClosedError
-from albireo.gpu_worker.cpu_device import CpuDevice
-from albireo.gpu_worker.kernels.launch import compile_in_turns
+from albireo.gpu_worker.make_device import make_device
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
 from albireo.shm.flight import FlightRecorder
@@ -36,25 +32,17 @@ def run(config: WorkerConfig) -> None:
         context = zmq.Context()
         control = child.Control(context, config)
     heartbeat = EngineStats(config.segments.stats).workers[config.rank : config.rank + 1]
-
-    def beat() -> None:
-        heartbeat["heartbeat_ns"] = time.monotonic_ns()
-
     fd = config.segments.flight[config.name]
     recorder = FlightRecorder(fd, config.rank, os.getpid(), time.monotonic_ns)
-    if config.num_workers > 1:
-        compile_in_turns(Path(config.run_dir))
     try:
-        collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
-        device = CpuDevice(
-            config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)), recorder
-        )
+        made = make_device(config, heartbeat, recorder, lambda stage, fraction: control.send(Progress(stage, fraction)))
     except Exception as error:
         log.debug("the worker cannot start", exc_info=True)
         control.fatal(f"{type(error).__name__}: {error}", exit_code=3)
         control.socket.close()
         context.term()
         sys.exit(3)
+    device = made.device
     worker = Worker(
         device,
         PlanRing(config.scheduler, config.num_workers).reader(config.segments.plan_ring, config.rank),
@@ -69,14 +57,14 @@ def run(config: WorkerConfig) -> None:
     control.send(WorkerReady(device.num_kv_blocks, device.name))
     try:
         serve(worker, bell, control)
-    except GroupClosedError:
+    except made.group_closed_errors:
         # another rank heard Stop first and left in the middle of a step; it is on its way to this one
         log.debug("another rank has left the group")
-    collectives.close()
+    made.close()
 
 
 def serve(worker: Worker, bell: "zmq.Socket[bytes]", control: child.Control) -> None:
-    """Steps until Stop. Raises GroupClosedError when another rank has left."""
+    """Steps until Stop. Raises what the device raises, as when another rank has left the group."""
     poller = zmq.Poller()
     for socket in (bell, control.socket):
         poller.register(socket, zmq.POLLIN)

@@ -120,7 +120,7 @@ class CpuDevice:
         if not inputs.input_ids.numel():
             return None
         hidden = self._model.forward(inputs.input_ids, inputs.positions, inputs.batch, self._kv_cache)
-        scores = find_prompt_scores(plan, self.state, inputs.batch.num_decodes)
+        scores = find_prompt_scores(plan, self.state.num_prompt_logprobs, inputs.batch.num_decodes)
         if scores is not None:
             self._score(hidden, scores, result)
         if not inputs.rows.slots.size:

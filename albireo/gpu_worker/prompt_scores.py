@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from albireo.gpu_worker.device_state import DeviceState
 from albireo.shm.plan_ring import PlanSlot
 
 Int32s = npt.NDArray[np.int32]
@@ -25,9 +24,10 @@ class PromptScores:
     num_top: Int32s
 
 
-def find_prompt_scores(plan: PlanSlot, state: DeviceState, num_rows: int) -> PromptScores | None:
-    """What `layout.CHUNK` says of the plan's chunks; their tokens come after `num_rows` others in the step. None when
-    no chunk asks, as on almost every step. One turn per chunk that asks."""
+def find_prompt_scores(plan: PlanSlot, num_prompt_logprobs: Int32s, num_rows: int) -> PromptScores | None:
+    """What `layout.CHUNK` says of the plan's chunks; their tokens come after `num_rows` others in the step, and
+    `num_prompt_logprobs` [num_slots] says how many stand beside each. None when no chunk asks, as on almost every
+    step. One turn per chunk that asks."""
     header = plan.header[0]
     chunks = plan.chunks[: header["num_chunks"]]
     ends = chunks["start"] + chunks["num_tokens"]
@@ -43,7 +43,7 @@ def find_prompt_scores(plan: PlanSlot, state: DeviceState, num_rows: int) -> Pro
         targets=np.concatenate([targets for _, targets, _ in parts]),
         positions=np.concatenate([positions for _, _, positions in parts]),
         slots=slots,
-        num_top=state.num_prompt_logprobs[slots],
+        num_top=num_prompt_logprobs[slots],
     )
 
 
