@@ -11,6 +11,7 @@ from albireo import child, sockets
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.collectives.group import make_collectives
 from albireo.gpu_worker.collectives.interface import GroupClosedError
+from albireo.gpu_worker.compile_ahead import CompileAhead
 from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.kernels.launch import compile_in_turns
 from albireo.gpu_worker.worker import Worker
@@ -37,8 +38,8 @@ def run(config: WorkerConfig) -> None:
     def beat() -> None:
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
-    if config.num_workers > 1:
-        compile_in_turns(Path(config.run_dir))
+    ahead = CompileAhead(config)
+    compile_in_turns(Path(config.run_dir), on_first_compile=ahead.start)
     try:
         collectives = make_collectives(config, heartbeat, time.monotonic_ns)
         device = CpuDevice(config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)))
@@ -48,6 +49,7 @@ def run(config: WorkerConfig) -> None:
         control.socket.close()
         context.term()
         sys.exit(3)
+    ahead.stop()
     worker = Worker(
         device,
         PlanRing(config.scheduler, config.num_workers).reader(config.segments.plan_ring, config.rank),

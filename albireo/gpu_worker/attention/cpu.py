@@ -5,6 +5,7 @@ What it was chosen over, with figures: docs/benchmarks/cpu-attention.md.
 
 import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,6 +46,17 @@ def make_attention(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_d
     return OracleAttention()
 
 
+def kernel_makers(dtype: torch.dtype) -> tuple[Callable[[], Kernel], ...]:
+    """What compiles or loads the kernels for pages of `dtype`: writing, decoding, prompt chunks."""
+    element = np.uint16 if dtype == torch.bfloat16 else np.float32
+    chunk = chunk_bf16 if dtype == torch.bfloat16 else chunk_f32
+    return (
+        lambda: Kernel(write_kernel(element), WRITE_ARGUMENTS),
+        lambda: Kernel(decode_kernel.decode_kernel(element), DECODE_ARGUMENTS),
+        lambda: Kernel(chunk.attend_chunks, CHUNK_ARGUMENTS),
+    )
+
+
 class CpuAttention:
     """`Attention` on pages of one dtype. A row's bits depend neither on the batch nor on the number of threads.
 
@@ -53,13 +65,9 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype, num_threads: int) -> None:
-        element = np.uint16 if dtype == torch.bfloat16 else np.float32
-        chunk = chunk_bf16 if dtype == torch.bfloat16 else chunk_f32
         self._dtype = dtype
         self._num_threads = num_threads
-        self._write = Kernel(write_kernel(element), WRITE_ARGUMENTS)
-        self._decode = Kernel(decode_kernel.decode_kernel(element), DECODE_ARGUMENTS)
-        self._chunk = Kernel(chunk.attend_chunks, CHUNK_ARGUMENTS)
+        self._write, self._decode, self._chunk = (make() for make in kernel_makers(dtype))
         self._scratch = _Floats()
         self._partials = _Floats()
         self._counters = np.zeros(0, np.int64)
