@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from pathlib import Path
 
 import zmq
 
@@ -13,7 +12,6 @@ from albireo.gpu_worker.collectives.group import make_collectives
 from albireo.gpu_worker.collectives.interface import GroupClosedError
 from albireo.gpu_worker.compile_ahead import CompileAhead
 from albireo.gpu_worker.cpu_device import CpuDevice
-from albireo.gpu_worker.kernels.launch import compile_in_turns
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
 from albireo.shm.plan_ring import PlanRing
@@ -39,8 +37,8 @@ def run(config: WorkerConfig) -> None:
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
     ahead = CompileAhead(config)
-    compile_in_turns(Path(config.run_dir), on_first_compile=ahead.start)
     try:
+        ahead.begin()
         collectives = make_collectives(config, heartbeat, time.monotonic_ns)
         device = CpuDevice(config, collectives, beat, lambda stage, fraction: control.send(Progress(stage, fraction)))
     except Exception as error:

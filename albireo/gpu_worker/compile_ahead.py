@@ -18,6 +18,7 @@ import setproctitle
 
 from albireo.config import WorkerConfig, encode_config
 from albireo.gpu_worker.attention.cpu import kernel_makers
+from albireo.gpu_worker.kernels.elementwise import rms_norm_kernel
 from albireo.gpu_worker.kernels.launch import compile_in_turns
 from albireo.gpu_worker.loader import TORCH_DTYPES
 from albireo.gpu_worker.sampling.adjust_kernels import adjust_kernel
@@ -38,6 +39,13 @@ class CompileAhead:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(self) -> None:
+        """Call before the first kernel is made. The quickest one comes first: where the cache lacks it, it is likely
+        to lack the others, and the processes start."""
+        compile_in_turns(Path(self._config.run_dir), on_first_compile=self.start)
+        element: Any = kernel_element(TORCH_DTYPES[self._config.dtype])
+        rms_norm_kernel(element)
 
     def start(self) -> None:
         """One process for each core but this process's own; on one core, and for ranks after the first, none."""
