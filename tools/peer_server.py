@@ -96,7 +96,12 @@ class PeerServer:
     def memory_gib(self) -> float | None:
         """Of the whole tree, shared pages counted once (PSS); None for a server that was not launched here."""
         tree = self._tree()
-        return sum(_pss_kib(pid) for pid in tree) / 2**20 if tree else None
+        return sum(_rollup_kib(pid, "Pss") for pid in tree) / 2**20 if tree else None
+
+    def resident_gib(self) -> float | None:
+        """Of the whole tree, shared pages counted in every process (RSS); None as for `memory_gib`."""
+        tree = self._tree()
+        return sum(_rollup_kib(pid, "Rss") for pid in tree) / 2**20 if tree else None
 
     def cpu_s(self) -> float | None:
         """User and system time of the tree so far; None for a server that was not launched here."""
@@ -158,9 +163,10 @@ def _cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12]) if fields else 0
 
 
-def _pss_kib(pid: int) -> int:
+def _rollup_kib(pid: int, field: str) -> int:
+    """`field` of /proc/PID/smaps_rollup, 0 when the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)

@@ -18,9 +18,8 @@ PARTS: Final = (
     *PRODUCTS,
     "lm_head",
     "attention",
-    "write_kv",
     "norms",
-    "rope",
+    "rope and KV write",
     "activation",
     "embedding",
     "sampling",
@@ -71,8 +70,13 @@ class Stopwatch:
             replace(layer, **{name: _TimedCall(getattr(layer, name), self, name) for name in PRODUCTS})
             for layer in model._layers
         ]
-        ops = {"rms_norm": "norms", "rotate": "rope", "look_up": "rope", "silu_and_mul": "activation"}
-        attention = {"attend": "attention", "write_kv": "write_kv"}
+        ops = {
+            "rms_norm": "norms",
+            "rotate_and_store": "rope and KV write",
+            "look_up": "rope and KV write",
+            "silu_and_mul": "activation",
+        }
+        attention = {"attend": "attention"}
         swapped: list[tuple[Any, str, Any]] = [
             (model, "_layers", layers),
             (model, "_ops", _Timed(model._ops, self, ops)),

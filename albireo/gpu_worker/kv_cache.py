@@ -1,6 +1,7 @@
 """The paged KV cache: per layer, keys and values of all blocks."""
 
 import mmap
+from contextlib import suppress
 from typing import Self
 
 import torch
@@ -13,8 +14,8 @@ from albireo.config import Dtype
 class KVCache:
     """Keys and values `[num_blocks, num_kv_heads, block_size, head_dim]` per layer, contiguous, zero at first.
 
-    A block's tokens of one head lie together, so that attention streams through them. Pages of memory are taken when
-    they are first written: blocks that were never used cost nothing.
+    A block's tokens of one head lie together, so that attention streams through them. Memory is taken, 2 MB of a
+    tensor at a time, when it is first written: blocks that were never used cost nothing.
     """
 
     def __init__(self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
@@ -36,4 +37,7 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros as the kernel hands them out, on first use. torch.zeros would write every page now."""
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # blocks lie anywhere, so with pages of 4 KB every few of them miss the TLB (docs/benchmarks/cpu-attention.md)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

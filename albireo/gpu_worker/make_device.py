@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -41,14 +40,15 @@ def _make_cpu_device(
 ) -> MadeDevice:
     from albireo.gpu_worker.collectives.group import make_collectives
     from albireo.gpu_worker.collectives.interface import GroupClosedError
+    from albireo.gpu_worker.compile_ahead import CompileAhead
     from albireo.gpu_worker.cpu_device import CpuDevice
-    from albireo.gpu_worker.kernels.launch import compile_in_turns
 
     def beat() -> None:
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
-    if config.num_workers > 1:
-        compile_in_turns(Path(config.run_dir))
+    ahead = CompileAhead(config)
+    ahead.begin()
     collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
     device = CpuDevice(config, collectives, beat, report, recorder)
+    ahead.stop()
     return MadeDevice(device, collectives.close, (GroupClosedError,))

@@ -31,7 +31,7 @@ def test_profile_tells_where_a_step_goes(make_checkpoint: Callable[..., Path]) -
     assert ran.returncode == 0, ran.stderr
     table = table_of(ran.stdout)
     shares = [float(cells[0].split(", ")[1].rstrip("%")) for cells in table.values() if "%" in cells[0]]
-    assert len(shares) == 14
+    assert len(shares) == 13
     assert abs(sum(shares) - 100) < 1
     assert all(float(cell.split(",")[0]) > 0 for part in ("qkv", "down", "lm_head", "sampling") for cell in table[part])
     ratios = [float(cell.split()[0]) for cell in table["**step / floor**"]]

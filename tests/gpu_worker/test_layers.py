@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from albireo.checkpoint import ModelConfig, RopeConfig
+from albireo.gpu_worker.attention.batch import AttentionBatch
+from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.kernels.skinny_product import packed_as_expected
 from albireo.gpu_worker.layer_ops import KernelLayerOps, LayerOps, TorchLayerOps
 from albireo.gpu_worker.layers import PackedLinear, PlainLinear, make_linear
@@ -97,7 +99,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(
 
 def both_ops(config: ModelConfig, dtype: torch.dtype) -> list[LayerOps]:
     table = rope_table(config.rope, config.head_dim, 256)
-    return [TorchLayerOps(config, table, dtype), KernelLayerOps(config, table, dtype)]
+    return [TorchLayerOps(config, table, dtype, OracleAttention()), KernelLayerOps(config, table, dtype)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,23 +120,43 @@ def rotated(heads: Tensor, positions: Tensor) -> Tensor:
     return torch.cat((turned.real, turned.imag), dim=-1).float()
 
 
+def store_at(slot_mapping: Tensor) -> AttentionBatch:
+    """A batch of which nothing but the places of its keys and values is read."""
+    unused = torch.zeros(0, dtype=torch.int32)
+    return AttentionBatch(unused, unused, unused, unused, slot_mapping, 0, 0, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("n", [1, 5, 300])
-def test_rope_turns_queries_and_keys_by_their_positions(
+def test_queries_and_keys_are_turned_by_their_positions_and_stored_with_the_values(
     threads: int, dtype: torch.dtype, with_norm: bool, n: int
 ) -> None:
+    """6 query and 2 key/value heads; every third token is not stored, and what it leaves untouched is looked at."""
     qkv, weight = random(n, 10 * 64, dtype=dtype), random(8, 64, seed=1, dtype=dtype)
-    positions = torch.randint(256, (n,), generator=torch.Generator().manual_seed(2))
-    heads = qkv.view(n, 10, 64)[:, :8].float()
+    generator = torch.Generator().manual_seed(2)
+    positions = torch.randint(256, (n,), generator=generator)
+    slots = torch.randperm(24 * 16, generator=generator)[:n]
+    slots[2::3] = -1
+    split = qkv.view(n, 10, 64)
+    heads = split[:, :8].float()
     if with_norm:
         heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.float()
     exact = rotated(heads, positions)
-    for ops in both_ops(replace(CONFIG, qk_norm=with_norm), dtype):
-        ours = ops.rotate(qkv, weight if with_norm else None, ops.look_up(positions))
-        assert ours.shape == (n, 8, 64)
+    expected = torch.full((2, 24, 2, 16, 64), 7.0)
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            expected[0, slot // 16, :, slot % 16] = exact[token, 6:]
+            expected[1, slot // 16, :, slot % 16] = split[token, 8:].float()
+    for ops in both_ops(replace(CONFIG, num_heads=6, num_kv_heads=2, qk_norm=with_norm), dtype):
+        caches = torch.full((2, 24, 2, 16, 64), 7.0, dtype=dtype)
+        norm = weight if with_norm else None
+        queries = ops.rotate_and_store(qkv, norm, ops.look_up(positions), caches[0], caches[1], store_at(slots))
+        assert queries.shape == (n, 6, 64)
         absolute, relative = (1e-4, 0.0) if dtype == torch.float32 else (0.04, 2.0**-6)
-        torch.testing.assert_close(ours.float(), exact, atol=absolute, rtol=relative)
+        torch.testing.assert_close(queries.float(), exact[:, :6], atol=absolute, rtol=relative)
+        torch.testing.assert_close(caches[0].float(), expected[0], atol=absolute, rtol=relative)
+        assert torch.equal(caches[1].float(), expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

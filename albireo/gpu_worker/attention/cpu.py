@@ -5,6 +5,8 @@ What it was chosen over, with figures: docs/benchmarks/cpu-attention.md.
 
 import logging
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +48,22 @@ def make_attention(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_d
     return OracleAttention()
 
 
+def kernel_makers(dtype: torch.dtype) -> tuple[Callable[[], Kernel], Callable[[], Kernel]]:
+    """What compiles or loads the kernels for pages of `dtype`: decoding, prompt chunks."""
+    element = np.uint16 if dtype == torch.bfloat16 else np.float32
+    chunk = chunk_bf16 if dtype == torch.bfloat16 else chunk_f32
+    return (
+        lambda: Kernel(decode_kernel.decode_kernel(element), DECODE_ARGUMENTS),
+        lambda: Kernel(chunk.attend_chunks, CHUNK_ARGUMENTS),
+    )
+
+
+@cache
+def _write_pages(dtype: torch.dtype) -> Kernel:
+    """Made when first asked for: layers whose sizes allow it store keys and values as they rotate them."""
+    return Kernel(write_kernel(np.uint16 if dtype == torch.bfloat16 else np.float32), WRITE_ARGUMENTS)
+
+
 class CpuAttention:
     """`Attention` on pages of one dtype. A row's bits depend neither on the batch nor on the number of threads.
 
@@ -54,13 +72,9 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype, num_threads: int) -> None:
-        element = np.uint16 if dtype == torch.bfloat16 else np.float32
-        chunk = chunk_bf16 if dtype == torch.bfloat16 else chunk_f32
         self._dtype = dtype
         self._num_threads = num_threads
-        self._write = Kernel(write_kernel(element), WRITE_ARGUMENTS)
-        self._decode = Kernel(decode_kernel.decode_kernel(element), DECODE_ARGUMENTS)
-        self._chunk = Kernel(chunk.attend_chunks, CHUNK_ARGUMENTS)
+        self._decode, self._chunk = (make() for make in kernel_makers(dtype))
         self._scratch = _Floats()
         self._partials = _Floats()
         self._counters = np.zeros(0, np.int64)
@@ -72,7 +86,7 @@ class CpuAttention:
         """As `Attention.write_kv`."""
         num_tokens, num_kv_heads, head_dim = k.shape
         num_bytes = 2 * k.numel() * k.element_size()
-        self._write(
+        _write_pages(self._dtype)(
             (
                 self._fresh_counters(2),
                 k.data_ptr(),

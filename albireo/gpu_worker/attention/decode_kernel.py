@@ -2,7 +2,7 @@
 
 An item of work is a run of key/value heads of one sequence over one split of `SPLIT` positions. Per head all query
 heads of the group go together; first all scores of the split, then the softmax over them, then the weighted sum of
-the values, each pass asking for the next page while it works on this one. Sequences longer than a split leave partial
+the values, each pass asking for later pages while it works on this one. Sequences longer than a split leave partial
 results, which the last thread to finish merges in the order of the splits (flash decoding, Dao et al. 2023).
 
 Splits lie at fixed positions, and a row's sums run in an order that depends on nothing but its own length: the same
@@ -67,6 +67,9 @@ DECODE_ARGUMENTS = np.dtype(
 """Addresses and sizes; strides are in elements."""
 PARTIAL_TAIL: Final = 16
 """Behind a partial result's head_dim sums: its largest score, its sum of weights, and padding."""
+AHEAD_BYTES: Final = 8192
+"""Pages are asked for this many bytes before they are read. Less waits for memory (one page of 2 KB: 1.6 to 1.9 times
+the time of a decode step's attention), more gains nothing (docs/benchmarks/cpu-attention.md)."""
 
 
 class Work(NamedTuple):
@@ -165,27 +168,31 @@ def _find(item: Any, seq: Any, first_item: Any, first_split: Any, a: Any) -> Any
 
 
 @njit(**INLINED)
+def _page_ahead(cache: Any, head: Any, then: Any, then_head: Any, table: Any, later: Any, last: Any, pages: Any) -> Any:
+    """Page `later` of a pass over `cache`; past its `last` one a page from the beginning of the pass that follows."""
+    if later <= last:
+        return page(cache, table[later], head, pages)
+    return page(then, table[min(later - last - 1, last)], then_head, pages)
+
+
+@njit(**INLINED)
 def _score_pass(work: Any, pages: Any, table: Any, num_pages: Any, head: Any) -> None:
-    """All scores of a split; behind the last page of keys the first of values is asked for."""
+    """All scores of a split; towards the last page of keys the first of values are asked for."""
+    keys, values = pages.keys, pages.values
     for b in range(num_pages):
-        ahead = page(pages.values, table[0], head, pages)
-        if b + 1 < num_pages:
-            ahead = page(pages.keys, table[b + 1], head, pages)
-        page_scores(
-            work.scores, b * pages.block_size, work.query, page(pages.keys, table[b], head, pages), pages, ahead
-        )
+        ahead = _page_ahead(keys, head, values, head, table, b + pages.distance, num_pages - 1, pages)
+        page_scores(work.scores, b * pages.block_size, work.query, page(keys, table[b], head, pages), pages, ahead)
 
 
 @njit(**INLINED)
 def _value_pass(work: Any, pages: Any, table: Any, num_pages: Any, count: Any, head: Any) -> None:
-    """The weighted sum of a split's values; behind the last page the next head's keys are asked for."""
+    """The weighted sum of a split's values; towards the last page the next head's keys are asked for."""
+    keys, values, next_head = pages.keys, pages.values, min(head + 1, pages.num_kv_heads - 1)
     for b in range(num_pages):
-        ahead = page(pages.keys, table[0], min(head + 1, pages.num_kv_heads - 1), pages)
-        if b + 1 < num_pages:
-            ahead = page(pages.values, table[b + 1], head, pages)
+        ahead = _page_ahead(values, head, keys, next_head, table, b + pages.distance, num_pages - 1, pages)
         at = b * pages.block_size
-        values = page(pages.values, table[b], head, pages)
-        page_values(work.acc, work.scores, at, min(pages.block_size, count - at), values, pages, ahead)
+        at_work = page(values, table[b], head, pages)
+        page_values(work.acc, work.scores, at, min(pages.block_size, count - at), at_work, pages, ahead)
 
 
 @njit(**CALLED)
@@ -254,7 +261,8 @@ def _attend_item(a: Any, work: Any, pages: Any, query: Any, out: Any, seq: Any, 
 
 def decode_kernel(element: type[np.generic]) -> Any:
     """The kernel for pages of `element`: np.uint16 for bf16, or np.float32."""
-    line = 64 // np.dtype(element).itemsize
+    itemsize = np.dtype(element).itemsize
+    line = 64 // itemsize
 
     def attend_decodes(arguments: Any) -> None:
         a = carray(arguments, 1)[0]
@@ -265,7 +273,8 @@ def decode_kernel(element: type[np.generic]) -> Any:
         sums = padded * (SPLIT + 2 * head_dim)
         work = Work(mine, offset(mine, rows), offset(mine, rows + padded * head_dim), offset(mine, sums))
         keys, values = pointer(a.k_cache, element), pointer(a.v_cache, element)
-        pages = Pages(keys, values, a.num_kv_heads, a.block_size, head_dim, padded, line)
+        distance = max(1, AHEAD_BYTES // (a.block_size * head_dim * itemsize))
+        pages = Pages(keys, values, a.num_kv_heads, a.block_size, head_dim, padded, line, distance)
         query, out = pointer(a.query, element), pointer(a.out, element)
         seq, first_item, first_split = 0, 0, 0
         while True:

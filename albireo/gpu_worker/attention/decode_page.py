@@ -27,6 +27,8 @@ class Pages(NamedTuple):
     """Query heads per key/value head, rounded up to an even number."""
     line: Any
     """Elements in a cache line."""
+    distance: Any
+    """Pages between the one at work and the one that is asked for."""
 
 
 @njit(**INLINED)

@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embedding and the gated activation, each as one pass over its rows.
+"""RMSNorm and the gated activation, each as one pass over its rows (the rotary embedding: `rotate_and_store`).
 
 Made of torch calls they take 5 to 9 passes and as many calls: at small batches the calls cost more than the
 arithmetic, at large ones the passes do. All sums and products are in fp32, rounded once when stored, in an order
@@ -40,13 +40,11 @@ ROW_ARGUMENTS = np.dtype(
         ("counter", "<i8"),  # int64, 0 at first: rows that threads have taken
         ("chunk", "<i8"),  # rows that a thread takes at a time
         ("rows", "<i8"),
-        ("width", "<i8"),  # elements of an output row; heads per row for the rotation
+        ("width", "<i8"),  # elements of an output row
         ("x", "<i8"),
         ("x_stride", "<i8"),  # elements from row to row
         ("out", "<i8"),
         ("weight", "<i8"),
-        ("table", "<i8"),  # fp32 [positions, 2, head_dim / 2]: cosines, sines
-        ("positions", "<i8"),  # int64 [rows]
         ("eps", "<f4"),
         ("unused", "<f4"),
     ]
@@ -55,7 +53,7 @@ ROW_ARGUMENTS = np.dtype(
 
 
 @njit(**INLINED)
-def _inverse_rms(x: Any, at: Any, width: Any, eps: Any) -> Any:
+def inverse_rms(x: Any, at: Any, width: Any, eps: Any) -> Any:
     """1 / sqrt(mean of squares + eps) of x[at : at + width], in all lanes."""
     total = splat(ZERO)
     for j in range(0, width, 16):
@@ -77,47 +75,12 @@ def rms_norm_kernel(element: type[np.generic]) -> Kernel:
             if first >= rows:
                 return
             for row in range(first, min(first + chunk, rows)):
-                scale = _inverse_rms(x, row * stride, width, a.eps)
+                scale = inverse_rms(x, row * stride, width, a.eps)
                 for j in range(0, width, 16):
                     value = multiply(load(x, row * stride + j), scale)
                     store(out, row * width + j, multiply(value, load(weight, j)))
 
     return Kernel(rms_norm, ROW_ARGUMENTS)
-
-
-@cache
-def rotate_kernel(element: type[np.generic], head_dim: int, with_norm: bool) -> Kernel:
-    """Rotary embedding of the first `width` heads of each row of x by the row's position, into contiguous rows.
-
-    `with_norm`: each head is RMS-normalised first, with its own row of `weight` [width, head_dim]. `head_dim` is a
-    multiple of 32.
-    """
-    half = head_dim // 2
-
-    def rotate(arguments: Any) -> None:
-        a = carray(arguments, 1)[0]
-        x, weight, out = pointer(a.x, element), pointer(a.weight, element), pointer(a.out, element)
-        table, positions = pointer(a.table, np.float32), pointer(a.positions, np.int64)
-        rows, heads, chunk, stride = a.rows, a.width, a.chunk, a.x_stride
-        while True:
-            first = fetch_add(a.counter, chunk)
-            if first >= rows:
-                return
-            for row in range(first, min(first + chunk, rows)):
-                angles = positions[row] * head_dim
-                for head in range(heads):
-                    at, to = row * stride + head * head_dim, (row * heads + head) * head_dim
-                    scale = _inverse_rms(x, at, head_dim, a.eps) if with_norm else splat(ONE)
-                    for j in range(0, half, 16):
-                        lower, upper = load(x, at + j), load(x, at + half + j)
-                        if with_norm:
-                            lower = multiply(multiply(lower, scale), load(weight, head * head_dim + j))
-                            upper = multiply(multiply(upper, scale), load(weight, head * head_dim + half + j))
-                        cos, sin = load(table, angles + j), load(table, angles + half + j)
-                        store(out, to + j, subtract(multiply(lower, cos), multiply(upper, sin)))
-                        store(out, to + half + j, add(multiply(upper, cos), multiply(lower, sin)))
-
-    return Kernel(rotate, ROW_ARGUMENTS)
 
 
 @cache

@@ -44,23 +44,42 @@ def _source_revision() -> str:
     return digest.hexdigest()[:12]
 
 
-_lock_folders: list[Path] = []
+class _Compiling:
+    """How this process compiles; set once, before the first kernel is made."""
+
+    locks: Path | None = None
+    on_first_compile: Callable[[], None] | None = None
 
 
-def compile_in_turns(folder: Path) -> None:
+def compile_in_turns(folder: Path, on_first_compile: Callable[[], None] | None = None) -> None:
     """From now on, of the processes that name the same private folder one compiles a kernel while the others wait and
-    then load it: ranks start together, and on few cores each would compile everything at the same time."""
-    _lock_folders.append(folder)
+    then load it: ranks start together, and on few cores each would compile everything at the same time.
+
+    `on_first_compile` is called once, after the first kernel that the cache did not have: more will be missing.
+    """
+    _Compiling.locks = folder
+    _Compiling.on_first_compile = on_first_compile
 
 
 @contextmanager
 def _turn(name: str) -> Iterator[None]:
-    if not _lock_folders:
+    if _Compiling.locks is None:
         yield
         return
-    with (_lock_folders[-1] / f"compile-{name}").open("w") as lock:
+    with (_Compiling.locks / f"compile-{name}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _compile(function: Callable[[Any], None], arguments: np.dtype[np.void]) -> Any:
+    """The C function, from the cache or put into it. Raises RuntimeError where no folder for a cache is writable."""
+    with _turn(function.__name__):
+        compiled = cfunc(types.void(types.CPointer(from_dtype(arguments))), cache=True, error_model="numpy")(function)
+    callback = _Compiling.on_first_compile
+    if compiled.cache_hits == 0 and callback is not None:
+        _Compiling.on_first_compile = None
+        callback()
+    return compiled
 
 
 class Call(NamedTuple):
@@ -106,13 +125,12 @@ class Kernel:
 
     def __init__(self, function: Callable[[Any], None], arguments: np.dtype[np.void]) -> None:
         function.__qualname__ = f"{function.__name__}_{_source_revision()}"
-        signature = types.void(types.CPointer(from_dtype(arguments)))
         try:
-            with _turn(function.__name__):
-                compiled = cfunc(signature, cache=True, error_model="numpy")(function)
+            compiled = _compile(function, arguments)
         except RuntimeError as error:
             # no writable cache directory (a read-only package and home): the start is slow, the server works
             logger.warning("kernel %s is compiled at every start: %s", function.__name__, error)
+            signature = types.void(types.CPointer(from_dtype(arguments)))
             compiled = cfunc(signature, error_model="numpy")(function)
         self._compiled = compiled  # owns the machine code
         self._address: int = compiled.address

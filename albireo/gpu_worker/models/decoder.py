@@ -65,7 +65,7 @@ class DecoderModel:
         self._attention = attention
         self._collectives = collectives
         self._scale = config.head_dim**-0.5
-        self._ops = make_layer_ops(local, rope_table(config.rope, config.head_dim, max_model_len), dtype)
+        self._ops = make_layer_ops(local, rope_table(config.rope, config.head_dim, max_model_len), dtype, attention)
         loader = ShardLoader(weights, config, shard)
         self._embedding = VocabEmbedding(loader.embedding(), shard.vocab, collectives)
         self._layers = []
@@ -112,18 +112,13 @@ class DecoderModel:
     ) -> Tensor:
         """From embeddings to hidden states, both `[n_tokens, hidden_size]`; as `forward`. `hidden` is left as it is."""
         config, ops = self.config, self._ops
-        n_tokens, num_heads = hidden.shape[0], config.num_heads
-        num_rotated = num_heads + config.num_kv_heads
         looked_up = ops.look_up(positions)
-        attended = torch.empty(n_tokens, num_heads, config.head_dim, dtype=self.dtype)
-        attended_flat = attended.view(n_tokens, -1)
+        attended = torch.empty(hidden.shape[0], config.num_heads, config.head_dim, dtype=self.dtype)
+        attended_flat = attended.view(hidden.shape[0], -1)
         for layer, (k_cache, v_cache) in zip(self._layers, kv.layers, strict=True):
             self.on_layer()
             qkv = layer.qkv(ops.rms_norm(hidden, layer.input_norm))
-            q_and_k = ops.rotate(qkv, layer.qk_norm, looked_up)
-            v = qkv.view(n_tokens, -1, config.head_dim)[:, num_rotated:]
-            attention.write_kv(q_and_k[:, num_heads:], v, k_cache, v_cache, batch)
-            q = q_and_k[:, :num_heads]
+            q = ops.rotate_and_store(qkv, layer.qk_norm, looked_up, k_cache, v_cache, batch)
             attention.attend(q, k_cache, v_cache, batch, self._scale, layer.sliding_window, attended)
             hidden = self._add(hidden, layer.o, attended_flat)
             gate_up = layer.gate_up(ops.rms_norm(hidden, layer.post_attention_norm))
