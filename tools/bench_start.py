@@ -8,7 +8,8 @@ Servers run one at a time. `first` is a start with an empty kernel cache (NUMBA_
 servers' own caches are left as they are), `later` the median of the starts after it, with that cache; weights are in
 the page cache by then. `healthy` is the first good answer of the health check. Memory is read after the first token,
 summed over all processes of the server: PSS (shared pages once) and RSS (shared pages in each). It includes what
-of the KV cache has been written, so give every server a small one and the same.
+of the KV cache has been written, so give every server a small one and the same. To compare two checkouts, change the
+folder too (`env -C`): `python -m` looks in the current one first.
 """
 
 import argparse
