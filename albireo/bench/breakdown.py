@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from albireo import child
 from albireo.bench.engine_process import EngineProcess, EngineProcessError
 from albireo.bench.medians import median_of
 from albireo.bench.metrics import summarise
@@ -116,7 +117,9 @@ def _turn(settings: BreakdownSettings, run_ahead: int) -> Turn:
     ]  # fmt: skip
     try:
         with EngineProcess(arguments) as engine:
-            run = serve_bench(_load(settings, engine), api_key=None)
+            # the client stands for machines elsewhere: it must not take the device's cores
+            with child.giving_way():
+                run = serve_bench(_load(settings, engine), api_key=None)
             logs = engine.read_flight()
     except EngineProcessError as error:
         raise BreakdownError(str(error)) from None

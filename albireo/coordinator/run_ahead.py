@@ -1,8 +1,9 @@
 """How many steps past the last confirmed one are planned."""
 
-LONG_STEP_NS = 5_000_000
-"""A coordinator needs well under this to confirm a step and plan the next, so one plan in hand keeps a device busy
-that takes longer; every further one only makes a new prompt wait for one more step."""
+LONG_STEP_NS = 20_000_000
+"""A coordinator needs well under a millisecond to confirm a step and plan the next, but where it shares cores with a
+CPU device it may wait several for its turn (docs/benchmarks/host-path.md). One plan in hand keeps a device busy that
+takes longer; every further one only makes a new prompt wait for one more step."""
 
 
 class RunAhead:

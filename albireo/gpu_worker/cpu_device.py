@@ -17,6 +17,7 @@ from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
 from albireo.gpu_worker.prompt_scores import PromptScores, find_prompt_scores
+from albireo.gpu_worker.result_rows import ResultRows
 from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, StepRows, build_inputs, decode_rows
@@ -57,6 +58,7 @@ class CpuDevice:
         self._model.on_layer = beat
         self._kv_cache = KVCache.allocate(local, config.dtype, self._block_size, config.kv_cache_bytes)
         self.state = DeviceState(config.scheduler)
+        self._result_rows = ResultRows(self.state)
         report("preparing kernels", 1.0)
         self._sampler = make_step_sampler(
             config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
@@ -100,15 +102,15 @@ class CpuDevice:
         logits = self._programs.run(rows.slots) if inputs is None else self._compute_logits(plan, inputs, result)
         if logits is not None:
             recorder.mark(Part.FORWARD)
-            sampled = self._sample(logits, rows, int(plan.header["sampling_slice"][0]), result)
+            sampled = self._sample(logits, rows, plan.counts().sampling_slice, result)
         if inputs is None or inputs.input_ids.numel():
             end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
         result.header["end_ns"] = end_ns
-        write_rows(result, rows, state, sampled)
+        self._result_rows.write(result, rows, sampled)
 
     def _prepare(self, plan: PlanSlot) -> tuple[StepRows, StepInputs | None]:
         """The step's rows, and its inputs unless a program makes them itself."""
-        if not plan.header["num_chunks"][0]:
+        if not plan.counts().num_chunks:
             rows = decode_rows(self.state)
             if self._programs.fit(rows.slots.size):
                 return rows, None
@@ -162,14 +164,3 @@ class CpuDevice:
         out[:] = records
         out["slot"], out["generation"], out["position"] = slots, self.state.generation[slots], positions
         result.header["num_logprobs"] = start + records.size
-
-
-def write_rows(result: TokenSlot, rows: StepRows, state: DeviceState, sampled: tuple[Int32s, Int32s] | None) -> None:
-    """Fills the result rows of a step: `sampled` tokens and their `Finish` where rows are alive, -1 elsewhere."""
-    out = result.rows[: rows.result_slots.size]
-    result.header["num_rows"] = out.size
-    out["slot"] = rows.result_slots
-    out["generation"] = state.generation[rows.result_slots]
-    out["token"], out["finish"] = -1, Finish.NONE
-    if sampled is not None:
-        out["token"][rows.live], out["finish"][rows.live] = sampled

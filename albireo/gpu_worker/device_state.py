@@ -34,13 +34,13 @@ class DeviceState:
 
     def apply(self, plan: PlanSlot) -> None:
         """Admissions, appended blocks and, where the batch changed, its rows."""
-        header = plan.header[0]
-        if header["rows_changed"]:
-            self.rows = plan.rows[: header["num_rows"]].copy()
-        if header["num_admissions"]:
-            self._admit(plan, int(header["num_admissions"]))
-        if header["num_appends"]:
-            appends = plan.appends[: header["num_appends"]]
+        counts = plan.counts()
+        if counts.rows_changed:
+            self.rows = plan.rows[: counts.num_rows].copy()
+        if counts.num_admissions:
+            self._admit(plan, counts.num_admissions)
+        if counts.num_appends:
+            appends = plan.appends[: counts.num_appends]
             self.block_table[appends["slot"], appends["index"]] = appends["block"]
 
     def _admit(self, plan: PlanSlot, count: int) -> None:

