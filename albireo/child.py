@@ -87,11 +87,12 @@ def give_way() -> None:
 @contextmanager
 def giving_way() -> Iterator[None]:
     """`give_way` for the threads that are started inside, while this thread itself stays as it is."""
+    before = os.sched_getscheduler(0)
     _set_policy(os.SCHED_BATCH)
     try:
         yield
     finally:
-        _set_policy(os.SCHED_OTHER)
+        _set_policy(before)
 
 
 def _set_policy(policy: int) -> None:

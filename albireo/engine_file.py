@@ -16,6 +16,8 @@ from albireo.shm import flight
 from albireo.shm.segment import SegmentError
 
 _NAME = "engine.json"
+MAX_FLIGHT_RECORDS = 5
+"""Files that crashes leave: a server that is restarted again and again must not fill the disk."""
 
 
 class EngineInfo(Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,8 +72,12 @@ def find_engines() -> list[EngineInfo]:
 
 
 def leave_flight_record(fds: dict[str, int]) -> str:
-    """Saves what every process did last, after a crash; returns the file's path. Raises OSError."""
-    name = f"albireo-flight-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.npz"
-    path = str(Path(config.flight_record_dir()) / name)
-    flight.dump(path, [flight.FlightReader(fd).read() for fd in fds.values()])
-    return path
+    """Saves what every process did last, after a crash; returns the file's path. Of this user's older ones the newest
+    stay. Raises OSError."""
+    folder = Path(config.flight_record_dir())
+    mine = [path for path in folder.glob("albireo-flight-*.npz") if path.lstat().st_uid == os.getuid()]
+    for path in sorted(mine)[: 1 - MAX_FLIGHT_RECORDS]:
+        path.unlink(missing_ok=True)
+    path = folder / f"albireo-flight-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.npz"
+    flight.dump(str(path), [flight.FlightReader(fd).read() for fd in fds.values()])
+    return str(path)

@@ -49,7 +49,11 @@ def test_dead_engines_and_other_files_are_passed_over(parent: Path) -> None:
 
 def test_a_crashed_engine_leaves_its_last_steps(parent: Path) -> None:
     fd = make_flight("worker-0")
+    for number in range(7):
+        (parent / f"albireo-flight-20200101-00000{number}-1.npz").touch()
     path = leave_flight_record({"worker-0": fd})
     os.close(fd)
     (log,) = flight.load(path)
     assert (log.name, log.records["part"].tolist()) == ("worker-0", [Part.FORWARD])
+    old = [path.name[23:30] for path in sorted(parent.glob("*-1.npz"))]
+    assert old == ["-000003", "-000004", "-000005", "-000006"], "with the new one, five"

@@ -4,8 +4,9 @@
     python tools/step_profile.py MODEL [--batch 1 8 32 256] [--context 192] [--threads N] [--steps 10]
 
 One process, the real CpuDevice, its steps planned by hand: `batch` sequences of `context` tokens, blocks in random
-order, temperature 0.8 and top-p 0.95 unless --greedy. Steps run as they are and with a stopwatch around each part in
-turns: `step` is of the former, parts and their shares of the latter (medians). `python between` is what no part claims.
+order, temperature 0.8 and top-p 0.95 unless --greedy. Steps run in turns as they are, with kernels called one by one
+from Python instead of in a captured program, and so with a stopwatch around each part: `step` is of the first kind,
+parts and their shares of the last (medians). `python between` is what no part claims.
 
 The floor is the longer of two times: for reading the weights and the sequences' KV once, at the rate of a plain read
 kernel over as many bytes, and for the arithmetic, at the rate of a large packed bf16 product; both are measured
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from machine_rates import MachineRates, clock_for
 from step_runner import StepRunner
-from step_stopwatch import Stopwatch
+from step_stopwatch import Stopwatch, without_programs
 
 from albireo.checkpoint import read_checkpoint
 from albireo.checkpoint.structs import ModelConfig, kv_bytes_per_block
@@ -55,23 +56,26 @@ class StepTimes:
 
     def __init__(self, runner: StepRunner, stopwatch: Stopwatch, batch: int, context: int, steps: int) -> None:
         runner.start(batch, context)
-        plain, parts = [], []
+        plain, apart, parts = [], [], []
         for _ in range(WARM_UP_STEPS):
             runner.step()
         for _ in range(steps):
             plain.append(runner.step())
+            with without_programs(runner.device):
+                apart.append(runner.step())
             with stopwatch:
                 total = runner.step()
             parts.append({**stopwatch.seconds, "python between": total - sum(stopwatch.seconds.values())})
         self.step = statistics.median(plain)
         self.least = min(plain)
+        self.apart = statistics.median(apart)
         self.parts = {part: statistics.median(times[part] for times in parts) for part in parts[0]}
 
 
 def profile(args: argparse.Namespace, dtype: Dtype) -> dict[int, dict[str, str]]:
     """Per batch size, the table's column by row label."""
     model, clock = read_checkpoint(args.model).model, clock_for(args.threads)
-    most_steps = 2 * args.steps + WARM_UP_STEPS
+    most_steps = 3 * args.steps + WARM_UP_STEPS
     runner = StepRunner(args.model, dtype, max(args.batch), args.context + most_steps, args.threads, args.greedy, clock)
     stopwatch = Stopwatch(runner.device, clock)
     rates = MachineRates(step_bytes(model, dtype, max(args.batch), args.context), args.threads, clock)
@@ -85,6 +89,7 @@ def profile(args: argparse.Namespace, dtype: Dtype) -> dict[int, dict[str, str]]
         measured = sum(times.parts.values())
         columns[batch] = {
             "**step**": f"{times.step * 1e3:.2f} ({times.least * 1e3:.2f})",
+            "kernels called one by one": f"{times.apart * 1e3:.2f}",
             **{part: f"{times.parts[part] * 1e3:.3f}, {times.parts[part] / measured:.1%}" for part in times.parts},
             "reading": f"{nbytes / 1e6:.0f} MB at {bandwidth / 1e9:.1f} GB/s: {nbytes / bandwidth * 1e3:.2f}",
             "arithmetic": f"{flops / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s: {flops / rate * 1e3:.2f}",

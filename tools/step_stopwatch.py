@@ -5,7 +5,8 @@ through proxies that add up seconds.
 A proxy costs about half a microsecond of clock reading on either side; it falls to `python between`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -57,6 +58,17 @@ class _NoPrograms:
 
     def fit(self, num_rows: int) -> bool:
         return False
+
+
+@contextmanager
+def without_programs(device: CpuDevice) -> Iterator[None]:
+    """Inside, the device's steps are not captured ones."""
+    programs: Any = device._programs
+    device._programs = _NoPrograms()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        device._programs = programs
 
 
 class Stopwatch:

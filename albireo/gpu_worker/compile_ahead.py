@@ -4,7 +4,9 @@ Compiling holds the GIL, so the worker's own order (attention, what is between p
 other end by processes, and the on-disk cache carries the result. A lock per kernel keeps two from making the same.
 """
 
+import contextlib
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +31,8 @@ from albireo.gpu_worker.sampling.logprob_kernels import score_kernel
 from albireo.gpu_worker.sampling.logprob_merge import merge_kernel
 from albireo.gpu_worker.sampling.row_kernel import row_kernel
 
+log = logging.getLogger(__name__)
+
 MAX_PROCESSES: Final = 3
 """There are about three kernels that take seconds."""
 
@@ -52,17 +56,21 @@ class CompileAhead:
         count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)) - 1) if self._config.rank == 0 else 0
         for index in range(count):
             command = [sys.executable, "-m", "albireo.gpu_worker.compile_ahead", str(index), str(count)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE)
-            assert process.stdin is not None
-            process.stdin.write(encode_config(self._config))
-            process.stdin.flush()
-            self._processes.append(process)
+            try:
+                process = subprocess.Popen(command, stdin=subprocess.PIPE)
+                self._processes.append(process)
+                assert process.stdin is not None
+                process.stdin.write(encode_config(self._config))
+                process.stdin.flush()
+            except OSError as error:  # no room for another process: this one compiles everything
+                log.debug("no help with compiling: %s", error)
 
     def stop(self) -> None:
         """The worker has all its kernels."""
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
         self._processes.clear()
 

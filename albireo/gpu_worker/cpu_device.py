@@ -45,8 +45,10 @@ class CpuDevice:
         beat: Callable[[], None],
         report: Callable[[str, float], None],
         recorder: Recorder,
+        heartbeat_address: int = 0,
     ) -> None:
-        """`beat` renews the rank's heartbeat: called once a layer and before logits are computed."""
+        """`beat` renews the rank's heartbeat: called once a layer and before logits are computed. Captured steps count
+        the int64 at `heartbeat_address` up instead."""
         self._beat = beat
         self._recorder = recorder
         torch.set_num_threads(config.num_threads)
@@ -63,7 +65,9 @@ class CpuDevice:
         self._sampler = make_step_sampler(
             config.sampling_mode, shard, config.model.vocab_size, collectives, self.state.sampling, dtype
         )
-        self._programs = DecodePrograms(self._model, self._kv_cache, self.state, config.scheduler.max_num_seqs)
+        self._programs = DecodePrograms(
+            self._model, self._kv_cache, self.state, config.scheduler.max_num_seqs, heartbeat_address
+        )
         self._warm_up(num_tokens=1)
         self._warm_up(num_tokens=self._block_size)
 

@@ -1,4 +1,4 @@
-"""Decode steps of a few rows as one call: the model's kernels captured once for each number of rows, then replayed.
+"""Decode steps as one call: the model's kernels captured once for each number of rows, then replayed.
 
 The CPU's counterpart of a captured CUDA graph: one program (`kernels.program`) makes its inputs from the request state
 and leaves logits in a fixed place. The same kernels run with the same arguments: the bits are those of the plain way.
@@ -67,8 +67,11 @@ class DecodePrograms:
     """A program for each number of rows that our product kernel takes, captured when it is first needed (some
     milliseconds); none where the model is not made of kernels alone."""
 
-    def __init__(self, model: DecoderModel, kv: KVCache, state: DeviceState, max_rows: int) -> None:
-        """`max_rows`: of any step. `state`'s arrays stay where they are."""
+    def __init__(
+        self, model: DecoderModel, kv: KVCache, state: DeviceState, max_rows: int, heartbeat_address: int = 0
+    ) -> None:
+        """`max_rows`: of any step. `state`'s arrays stay where they are. `heartbeat_address`: as of `Program`."""
+        self._heartbeat_address = heartbeat_address
         self._model = model
         self._kv = kv
         self._max_rows = min(max_rows, most_kernel_rows()) if model.is_capturable else 0
@@ -104,5 +107,5 @@ class DecodePrograms:
             buffers.fill(num_rows)
             hidden = self._model.run_layers(hidden, positions, batch, self._kv, self._attention)
             self._model.compute_logits(hidden, out=buffers.logits[:num_rows])
-        program = self._programs[num_rows] = Program(calls, torch.get_num_threads())
+        program = self._programs[num_rows] = Program(calls, torch.get_num_threads(), self._heartbeat_address)
         return program

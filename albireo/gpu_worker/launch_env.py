@@ -17,6 +17,7 @@ def worker_environment(num_threads: int) -> dict[str, str]:
         "THP_MEM_ALLOC_ENABLE": "1",
         # A step's activations and logits come from memory that the last step gave back. By default glibc returns what
         # is large to the kernel at once, which hands it out again zeroed, page by page: 4% of a step of 256 rows.
-        "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+        # Older versions of glibc take 32 MiB at most, and with the other setting alone would do worse than with none.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     }

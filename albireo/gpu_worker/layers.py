@@ -1,5 +1,6 @@
 """Linear layers in the form that is fastest for their dtype and this machine."""
 
+import logging
 from typing import Final, Protocol
 
 import numpy as np
@@ -17,6 +18,10 @@ from albireo.gpu_worker.kernels.skinny_product import (
     skinny_product_kernel,
 )
 
+logger = logging.getLogger(__name__)
+
+_SUMS_ALIKE: Final[dict[int, bool]] = {}
+"""By number of input features: whether our kernel's bits are oneDNN's."""
 _ONE_THREAD_BYTES: Final = 512 * 1024
 """A weight up to this size is read by one thread before a second one is there (measured in steps of two)."""
 _ONE_THREAD_WORK: Final = 8 * _ONE_THREAD_BYTES
@@ -68,6 +73,8 @@ class PackedLinear:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
         self._skinny = SkinnyProduct(weight, self._packed, bias) if packed_as_expected(weight, self._packed) else None
+        if self._skinny is not None and not self._sums_alike(weight.shape[1]):
+            self._skinny = None
         self._skinny_rows = 0 if self._skinny is None else max_rows()
         self.is_kernel = self._skinny is not None
         # With one row, and only then, oneDNN sums long rows of the weight in other runs.
@@ -79,8 +86,23 @@ class PackedLinear:
         product = self._by_onednn(x)
         return product if out is None else out.copy_(product)
 
+    def _sums_alike(self, in_features: int) -> bool:
+        """Whether our kernel gives oneDNN's bits on this machine: where oneDNN has other instructions (AMX), it sums in
+        another order. Asked once for each number of input features, which is what the order depends on."""
+        known = _SUMS_ALIKE.get(in_features)
+        if known is None:
+            self._rows_alone = 0
+            generator = torch.Generator().manual_seed(in_features)
+            x = torch.randn(max_rows(), in_features, generator=generator).bfloat16()
+            assert self._skinny is not None
+            known = all(torch.equal(self._skinny(x[:n], None), self._by_onednn(x[:n])) for n in {2, 3, max_rows()})
+            _SUMS_ALIKE[in_features] = known
+            if not known:
+                logger.warning("oneDNN sums %d inputs in another order here: its kernel is used alone", in_features)
+        return known
+
     def _by_onednn(self, x: Tensor) -> Tensor:
-        if x.shape[0] == self._rows_alone:
+        if self._rows_alone and x.shape[0] == self._rows_alone:
             return self._by_onednn(torch.cat((x, x)))[:1]
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return product
@@ -88,7 +110,7 @@ class PackedLinear:
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         if self._skinny is not None and x.shape[0] <= self._skinny_rows:
             return self._skinny(x, residual)
-        if x.shape[0] == self._rows_alone:
+        if self._rows_alone and x.shape[0] == self._rows_alone:
             return self.add_to(torch.cat((residual, residual)), torch.cat((x, x)))[:1]
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
         return out

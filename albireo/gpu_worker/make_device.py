@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.worker import Device
+from albireo.shm import layout
 from albireo.shm.flight import Recorder
 
 
@@ -47,8 +48,11 @@ def _make_cpu_device(
         heartbeat["heartbeat_ns"] = time.monotonic_ns()
 
     ahead = CompileAhead(config)
-    ahead.begin()
-    collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
-    device = CpuDevice(config, collectives, beat, report, recorder)
-    ahead.stop()
+    try:
+        ahead.begin()
+        collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
+        address = heartbeat.ctypes.data + layout.WORKER_HEARTBEAT.fields["heartbeat_ns"][1]  # type: ignore[index]
+        device = CpuDevice(config, collectives, beat, report, recorder, address)
+    finally:
+        ahead.stop()
     return MadeDevice(device, collectives.close, (GroupClosedError,))

@@ -22,7 +22,7 @@ from albireo.shm.fence import fence
 from albireo.shm.segment import Segment, SegmentError
 
 NUM_RECORDS: Final = 1 << 16
-"""Records in a ring (2 MiB): some 5,000 steps and more."""
+"""Records in a ring (2 MiB): some 5,000 steps and more; with several ranks, where each collective is one, fewer."""
 
 BOUNDS_NS: Final = tuple(digit * 10**power for power in range(3, 10) for digit in (1, 2, 5))
 """Upper ends of the histograms' buckets, 1 microsecond to 5 seconds."""
@@ -132,7 +132,7 @@ class FlightRecorder:
         return now_ns
 
     def record(self, part: Part, step: int, begin_ns: int, end_ns: int, num_rows: int = 0) -> None:
-        written, duration_ns = self._written, end_ns - begin_ns
+        written, duration_ns = self._written, max(0, end_ns - begin_ns)
         offset = written % NUM_RECORDS * _RECORD_BYTES
         _pack(self._records, offset, step, begin_ns, end_ns, part, self._rank, num_rows)
         totals, first = self._totals, part * _TOTALS_WORDS
@@ -199,8 +199,8 @@ class FlightReader:
         fence()
         ring = self._ring.copy()
         fence()
-        # the slot behind the last whole record may be half written
-        first = max(since, int(self._head["written"][0]) - NUM_RECORDS + 1, 0)
+        # the slot behind the last whole record may be half written, on weakly ordered CPUs the one before it too
+        first = max(since, int(self._head["written"][0]) - NUM_RECORDS + 2, 0)
         records = ring[np.arange(first, max(first, end)) % NUM_RECORDS]
         return FlightLog(self.name, int(self._head["pid"][0]), records, first - since)
 

@@ -210,7 +210,8 @@ WORKER_HEARTBEAT: Final = record(
 """One per worker, in the stats segment behind ENGINE_STATS. Writer: that worker.
 
 `heartbeat_ns`: CLOCK_MONOTONIC, renewed before and after each step, in every collective and, while it waits for
-another rank, about ten times a second: a rank whose own does not advance is stuck by itself. `step`: the last one
+another rank, about ten times a second; within a captured step counted up at every kernel. A rank whose own does not
+advance is stuck by itself. `step`: the last one
 finished; `running_step`: the one under way, 0 between steps. `collective`: how many this rank has begun.
 `waiting_for`: 1 + the rank that it waits for in a collective, 0 when it does not wait; `waiting_in`: which kind of
 collective (`messages.CollectiveKind`)."""
@@ -280,4 +281,4 @@ REQUEST_COUNTS: Final = record(
 )
 """One per frontend, behind the header of the requests segment. Writer: that frontend. Readers: all frontends, on
 /metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their buckets, is in
-`frontend.metrics`."""
+`frontend.request_metrics`."""

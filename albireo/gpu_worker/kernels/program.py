@@ -4,8 +4,8 @@ A step of a few rows is some eighty short kernels; called one by one from Python
 them and into waking the other threads each time. A program is the list of calls as `launch.capture` noted them, run by
 one team.
 
-The calling thread makes every call, one after the other. The others look for the call that is under way and join it:
-kernels share out their work through counters, so a thread may come at any time, or not at all. The calling thread
+The thread that comes first makes every call, one after the other. The others look for the call that is under way and
+join it: kernels share out their work through counters, so a thread may come at any time, or not at all. The first one
 closes a call when it finds no work left in it, and waits only for those that had joined by then. So a thread that wakes
 late, or has lost its core to another process, holds up nobody but the piece of work that it has taken.
 """
@@ -39,14 +39,15 @@ PROGRAM: Final = np.dtype(
         ("operations", "<i8"),  # OPERATION [num_operations]
         ("num_operations", "<i8"),
         ("state", "<i8"),  # int64 [_STATE_SIZE]
+        ("heartbeat", "<i8"),  # int64, counted up at every operation
     ]
 )
 CLOSED: Final = 1 << 32
 PATIENCE: Final = 4000
-"""Looks that a helping thread takes, some 100 microseconds, before it leaves for good; the calling thread then does
+"""Looks that a helping thread takes, some 100 microseconds, before it leaves for good; the first thread then does
 the rest. Work comes every few microseconds unless the caller has lost its core."""
 STUBBORN: Final = 1000
-"""Looks that the calling thread takes for a helper to be through, before it begins to yield its core."""
+"""Looks that the first thread takes for a helper to be through, before it begins to yield its core."""
 
 _FIELDS = {name: OPERATION.fields[name][1] for name in OPERATION.names or ()}  # type: ignore[index]
 _SIZE: Final = OPERATION.itemsize
@@ -79,13 +80,14 @@ def _field(operation: Any, offset: Any) -> Any:
 
 @njit(**CALLED)
 def _lead(a: Any) -> None:
-    """The calling thread's part: every operation, in order."""
+    """One thread's part: every operation, in order."""
     for index in range(a.num_operations):
         operation = a.operations + _SIZE * index
         counters = pointer(_field(operation, _COUNTERS), np.int64)
         for counter in range(_field(operation, _NUM_COUNTERS)):
             counters[counter] = 0
         store_word(a.state + _CURRENT, index + 1)
+        pointer(a.heartbeat, np.int64)[0] += 1
         _call(_field(operation, _FUNCTION), _field(operation, _RECORD))
         if _field(operation, _THREADS) == 1:
             continue
@@ -138,7 +140,8 @@ class Program:
     Used by the worker's main thread; `num_threads` as of its making.
     """
 
-    def __init__(self, calls: Sequence[Call], num_threads: int) -> None:
+    def __init__(self, calls: Sequence[Call], num_threads: int, heartbeat_address: int = 0) -> None:
+        """`heartbeat_address`: of an int64 that shows that the program gets on, if there is one."""
         self._records = [np.frombuffer(bytearray(call.record), np.int64) for call in calls]
         self._operations = np.zeros(len(calls), OPERATION)
         for index, (call, record) in enumerate(zip(calls, self._records, strict=True)):
@@ -149,7 +152,9 @@ class Program:
         self._state = np.zeros(_STATE_SIZE, np.int64)
         self._num_threads = num_threads
         self._kernel = _program_kernel()
-        self._arguments = (self._operations.ctypes.data, len(calls), self._state.ctypes.data)
+        self._no_heartbeat = np.zeros(1, np.int64)
+        heartbeat = heartbeat_address or self._no_heartbeat.ctypes.data
+        self._arguments = (self._operations.ctypes.data, len(calls), self._state.ctypes.data, heartbeat)
 
     def __call__(self) -> None:
         """Makes all calls in order; what one writes, the next one reads. Does not hold the GIL."""
