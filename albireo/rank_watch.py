@@ -2,9 +2,9 @@
 
 A rank renews its heartbeat at every step, layer (in a captured step: kernel) and collective, twice a second while idle
 and ten times a second while it waits for another rank (`layout.WORKER_HEARTBEAT`). So the rank whose own heartbeat
-stands still is the one to name, not those that wait for it. (Under `--collectives gloo` those fall silent too: torch.distributed does not
-come back while it waits. Then all of them are named.) A rank is watched from its first beat on: the first thing that
-ranks do together, once each has loaded its weights.
+stands still is the one to name, not those that wait for it. (Under `--collectives gloo` those fall silent too:
+torch.distributed does not come back while it waits. Then all of them are named.) A rank is watched from its first beat
+on: the first thing that ranks do together, once each has loaded its weights.
 """
 
 from typing import Any
