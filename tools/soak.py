@@ -166,11 +166,14 @@ def report(watch: Watch, outcomes: Counter[str], url: str, args: argparse.Namesp
     """Prints what was seen; returns what is wrong."""
     wrong = []
     warm = int(60 * args.warmup_minutes / SAMPLE_S)
-    print("\n| process | RSS MiB after warm-up | at the end | most | growth |\n| --- | --- | --- | --- | --- |")
+    every = max(1, int(60 / SAMPLE_S))
+    print("\n| process | RSS MiB after warm-up | at the end | most | growth | minute by minute |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, samples in watch.rss_mib.items():
         after = samples[warm:] or samples
+        course = ", ".join(f"{value:.0f}" for value in samples[::every])
         begin, end = float(np.median(after[:10])), float(np.median(after[-10:]))
-        print(f"| {name} | {begin:.1f} | {end:.1f} | {max(after):.1f} | {end - begin:+.1f} |")
+        print(f"| {name} | {begin:.1f} | {end:.1f} | {max(after):.1f} | {end - begin:+.1f} | {course} |")
         if end - begin > MAX_GROWTH_MIB:
             wrong.append(f"{name} grew by {end - begin:.1f} MiB")
     gaps, steps = np.array(watch.gaps_ns) / 1e6, np.array(watch.steps_ns) / 1e6
