@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from albireo.checkpoint import ModelConfig, RopeConfig
+from albireo.gpu_worker import layers
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.kernels.skinny_product import packed_as_expected
@@ -59,7 +60,7 @@ def test_linear_multiplies_and_adds(threads: int, dtype: torch.dtype, shape: tup
             assert_rounded(linear.add_to(residual, x), residual.float() + exact)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bf16 is not packed on this CPU")
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="oneDNN's order of sums is known for AVX512-BF16")
 def test_own_kernel_reads_the_layout_that_onednn_packs_into() -> None:
     linear = make_linear(random(128, 96))
     assert isinstance(linear, PackedLinear)
@@ -67,6 +68,19 @@ def test_own_kernel_reads_the_layout_that_onednn_packs_into() -> None:
     odd = make_linear(random(100, 72))
     assert isinstance(odd, PackedLinear)
     assert odd._skinny is None
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="oneDNN's order of sums is known for AVX512-BF16")
+def test_own_kernel_is_not_used_where_onednn_sums_in_another_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layers, "_SUMS_ALIKE", {})
+    monkeypatch.setattr(layers, "run_pairs", lambda in_features: 96)  # sums cut into other runs than oneDNN's
+    linear = make_linear(random(128, 1024))
+    assert not linear.is_kernel
+    assert "oneDNN sums 1024 inputs in another order" in caplog.text
+    x = random(5, 1024)
+    assert torch.equal(linear(x[:2].clone()), linear(x)[:2])
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="bf16 is not packed on this CPU")

@@ -62,6 +62,16 @@ def test_operations_run_one_after_the_other_on_any_number_of_threads(num_threads
         assert np.array_equal(buffers[-1], expected)
 
 
+def test_a_program_shows_that_it_gets_on() -> None:
+    kernel, counter, heartbeat = Kernel(shift_and_double, ARGUMENTS), np.zeros(1, np.int64), np.array([40], np.int64)
+    source, out = np.zeros(8, np.int64), np.zeros(8, np.int64)
+    with capture() as calls:
+        for _ in range(5):
+            kernel((counter.ctypes.data, source.ctypes.data, out.ctypes.data, 8), 1)
+    Program(calls, 2, heartbeat.ctypes.data)()
+    assert heartbeat[0] == 45, "one for each kernel"
+
+
 def test_a_capture_ends_also_by_an_error() -> None:
     with pytest.raises(RuntimeError, match="boom"), capture():
         assert is_capturing()

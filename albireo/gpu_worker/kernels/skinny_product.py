@@ -12,6 +12,7 @@ it is trusted: blocks of 64 output features, and in a block, one after the other
 The sums are taken in oneDNN's order too, found by experiment (oneDNN 3.12 with AVX512-BF16, 2 to 2048 rows, 64 to
 14336 input features, 1 and 2 threads): the upper element of a pair goes first, and a long row is cut into runs that are
 summed on their own. So a row gets the same bits here and there, and a request the same tokens alone and in any batch.
+Where oneDNN has other instructions (AMX) that need not hold: `layers.PackedLinear` compares bits before it uses this.
 """
 
 import ctypes
