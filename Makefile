@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # What CI runs. torch comes first and by exact version. Where the package index has CUDA builds only, a CPU machine
 # saves gigabytes with an index of CPU builds: make PIP_ARGS='--index-url ...' TORCH=torch==2.13.0 install
 TORCH ?= torch==2.13.0
+# GPU kernels are tested on CPUs in Triton's interpreter
+TRITON ?= triton==3.6.0
 PIP_ARGS ?=
 MODEL ?=
 ARGS ?=
@@ -22,7 +24,7 @@ help:
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "albireo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH) $(TRITON)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev]
 	@touch $(STAMP)
 
