@@ -18,7 +18,8 @@ from torch.nn.functional import silu
 
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import CpuAttention
-from albireo.gpu_worker.layers import Linear, make_linear
+from albireo.gpu_worker.backend import Linear
+from albireo.gpu_worker.layers import make_linear
 
 HIDDEN: Final = 256
 INTERMEDIATE: Final = 1024

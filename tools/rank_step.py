@@ -14,6 +14,7 @@ from albireo.checkpoint.weight_shapes import weight_shapes
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import make_attention
 from albireo.gpu_worker.collectives.interface import Collectives
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.models.decoder import DecoderModel
 
@@ -61,7 +62,7 @@ class RankStep:
         local = self._local
         attention = make_attention(torch.bfloat16, local.num_heads, local.num_kv_heads, local.head_dim, BLOCK_SIZE)
         weights = ConstantWeights(config)
-        self._model = DecoderModel(config, shard, weights, torch.bfloat16, attention, collectives, 1024)
+        self._model = DecoderModel(config, shard, weights, torch.bfloat16, attention, collectives, 1024, CpuBackend())
 
     @torch.inference_mode()
     def seconds(self, batch: int) -> float:

@@ -91,8 +91,8 @@ class Stopwatch:
         attention = {"attend": "attention"}
         swapped: list[tuple[Any, str, Any]] = [
             (model, "_layers", layers),
-            (model, "_ops", _Timed(model._ops, self, ops)),
-            (model, "_attention", _Timed(model._attention, self, attention)),
+            (model, "ops", _Timed(model.ops, self, ops)),
+            (model, "attention", _Timed(model.attention, self, attention)),
             (model, "_embedding", _TimedCall(model._embedding, self, "embedding")),
             (model, "_lm_head", _TimedCall(model._lm_head, self, "lm_head")),
             (device, "_sampler", _Timed(device._sampler, self, {"sample": "sampling"})),

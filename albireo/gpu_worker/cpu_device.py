@@ -12,6 +12,7 @@ from albireo.config import WorkerConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import make_attention
 from albireo.gpu_worker.collectives.interface import Collectives
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.decode_program import DecodePrograms
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kv_cache import KVCache
@@ -56,7 +57,7 @@ class CpuDevice:
         shard, dtype = shard_model(config.model, config.rank, config.num_workers), TORCH_DTYPES[config.dtype]
         local = shard.local(config.model)
         attention = make_attention(dtype, local.num_heads, local.num_kv_heads, local.head_dim, self._block_size)
-        self._model = load_model(config, shard, attention, collectives, report)
+        self._model = load_model(config, shard, attention, collectives, report, CpuBackend())
         self._model.on_layer = beat
         self._kv_cache = KVCache.allocate(local, config.dtype, self._block_size, config.kv_cache_bytes)
         self.state = DeviceState(config.scheduler)

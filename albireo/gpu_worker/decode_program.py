@@ -10,6 +10,7 @@ from torch import Tensor
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.cpu import CpuAttention
 from albireo.gpu_worker.capture_memory import CapturePool, CaptureTensors
+from albireo.gpu_worker.cpu_backend import is_capturable
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kernels.decode_inputs import decode_inputs_kernel
 from albireo.gpu_worker.kernels.launch import capture
@@ -74,7 +75,7 @@ class DecodePrograms:
         self._heartbeat_address = heartbeat_address
         self._model = model
         self._kv = kv
-        self._max_rows = min(max_rows, most_kernel_rows()) if model.is_capturable else 0
+        self._max_rows = min(max_rows, most_kernel_rows()) if is_capturable(model) else 0
         self._programs: dict[int, Program] = {}
         """By number of rows."""
         self._pool = CapturePool()

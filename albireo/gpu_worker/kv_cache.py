@@ -9,22 +9,32 @@ from torch import Tensor
 
 from albireo.checkpoint.structs import ModelConfig, kv_bytes_per_block
 from albireo.config import Dtype
+from albireo.gpu_worker.weights import CPU
 
 
 class KVCache:
     """Keys and values `[num_blocks, num_kv_heads, block_size, head_dim]` per layer, contiguous, zero at first.
 
-    A block's tokens of one head lie together, so that attention streams through them. Memory is taken, 2 MB of a
-    tensor at a time, when it is first written: blocks that were never used cost nothing.
+    A block's tokens of one head lie together, so that attention streams through them. On the CPU memory is taken, 2 MB
+    of a tensor at a time, when it is first written: blocks that were never used cost nothing.
     """
 
-    def __init__(self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         shape = (num_blocks, model.num_kv_heads, block_size, model.head_dim)
-        self.layers: list[tuple[Tensor, Tensor]] = [
-            (_untouched_zeros(shape, dtype), _untouched_zeros(shape, dtype)) for _ in range(model.num_layers)
-        ]
+
+        def pages() -> Tensor:
+            return _untouched_zeros(shape, dtype) if device == CPU else torch.zeros(shape, dtype=dtype, device=device)
+
+        self.layers: list[tuple[Tensor, Tensor]] = [(pages(), pages()) for _ in range(model.num_layers)]
 
     @classmethod
     def allocate(cls, model: ModelConfig, dtype: Dtype, block_size: int, kv_cache_bytes: int) -> Self:

@@ -1,7 +1,7 @@
 """What a decoder layer does between its products: RMSNorm, rotary embedding and the way into the KV cache, gated
 activation."""
 
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,35 +11,10 @@ from torch.nn import functional
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.interface import Attention
+from albireo.gpu_worker.backend import LayerOps
 from albireo.gpu_worker.kernels.elementwise import rms_norm_kernel, silu_and_mul_kernel
 from albireo.gpu_worker.kernels.launch import Kernel, is_capturing
 from albireo.gpu_worker.kernels.rotate_and_store import rotate_and_store_kernel
-
-
-class LayerOps(Protocol):
-    """One model's element-wise operations, all in fp32 inside. Tensors have the engine's dtype."""
-
-    def look_up(self, positions: Tensor) -> Tensor:
-        """What `rotate` wants for a step's int64 `positions` `[n]`; made once a step, used by every layer."""
-
-    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x / rms(x) * weight over the last dimension; x `[n, hidden_size]`, contiguous."""
-
-    def rotate_and_store(
-        self,
-        qkv: Tensor,
-        qk_norm: Tensor | None,
-        looked_up: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        batch: AttentionBatch,
-    ) -> Tensor:
-        """Queries and keys of `qkv` `[n, (num_heads + 2 * num_kv_heads) * head_dim]`, contiguous, normalised per head
-        by `qk_norm` `[num_heads + num_kv_heads, head_dim]` if given, and rotated by their positions. Returns the
-        queries, `[n, num_heads, head_dim]`; keys and values go where `Attention.write_kv` puts them."""
-
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """`[n, 2 * m]` -> silu of the first half times the second, `[n, m]`."""
 
 
 class TorchLayerOps:

@@ -1,13 +1,14 @@
 """Linear layers in the form that is fastest for their dtype and this machine."""
 
 import logging
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from albireo.gpu_worker.backend import Linear
 from albireo.gpu_worker.kernels.launch import is_capturing
 from albireo.gpu_worker.kernels.skinny_product import (
     BLOCK,
@@ -26,19 +27,6 @@ _ONE_THREAD_BYTES: Final = 512 * 1024
 """A weight up to this size is read by one thread before a second one is there (measured in steps of two)."""
 _ONE_THREAD_WORK: Final = 8 * _ONE_THREAD_BYTES
 """The same for rows times bytes: so much arithmetic takes as long as reading a weight of that size."""
-
-
-class Linear(Protocol):
-    """x `[n, in_features]` -> `[n, out_features]`, bias included."""
-
-    is_kernel: bool
-    """Whether products of up to `max_rows()` rows are one kernel's call, which a program can hold."""
-
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """A new tensor, or `out` `[n, out_features]`, contiguous."""
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual `[n, out_features]` + the product, as a new tensor, in one call."""
 
 
 class PlainLinear:

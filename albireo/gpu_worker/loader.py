@@ -8,6 +8,7 @@ import torch
 from albireo.checkpoint.shard import ModelShard
 from albireo.config import Dtype, WorkerConfig
 from albireo.gpu_worker.attention.interface import Attention
+from albireo.gpu_worker.backend import Backend
 from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.models.decoder import DecoderModel
 from albireo.gpu_worker.weights import DummyWeights, MappedWeights, OnProgress, Weights
@@ -16,7 +17,12 @@ TORCH_DTYPES: Final[dict[Dtype, torch.dtype]] = {"bfloat16": torch.bfloat16, "fl
 
 
 def load_model(
-    config: WorkerConfig, shard: ModelShard, attention: Attention, collectives: Collectives, on_progress: OnProgress
+    config: WorkerConfig,
+    shard: ModelShard,
+    attention: Attention,
+    collectives: Collectives,
+    on_progress: OnProgress,
+    backend: Backend,
 ) -> DecoderModel:
     """This rank's share of the decoder that `config` names, with its checkpoint's weights or random ones.
 
@@ -26,10 +32,11 @@ def load_model(
     dtype = TORCH_DTYPES[config.dtype]
     weights: Weights
     if config.load_format == "dummy":
-        weights = DummyWeights(config.model, dtype, config.seed, on_progress, shard.size)
+        weights = DummyWeights(config.model, dtype, config.seed, on_progress, shard.size, backend.device)
     else:
-        weights = MappedWeights(Path(config.model_path), config.model, dtype, on_progress, shard.size)
+        path = Path(config.model_path)
+        weights = MappedWeights(path, config.model, dtype, on_progress, shard.size, backend.device)
     max_model_len = config.scheduler.max_model_len
-    model = DecoderModel(config.model, shard, weights, dtype, attention, collectives, max_model_len)
+    model = DecoderModel(config.model, shard, weights, dtype, attention, collectives, max_model_len, backend)
     weights.release()
     return model

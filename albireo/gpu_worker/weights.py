@@ -20,17 +20,18 @@ from albireo.checkpoint.weight_shapes import check_stored, weight_shapes
 OnProgress = Callable[[str, float], None]
 """Called with a stage's name and the fraction of it that is done."""
 
+CPU: Final = torch.device("cpu")
 STAGE: Final = "loading weights"
 _ALL: Final = slice(None)
 _TORCH_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Weights(Protocol):
-    """A model's tensors by checkpoint name, in the engine's dtype on the CPU."""
+    """A model's tensors by checkpoint name, in the engine's dtype on the model's device."""
 
     def get(self, name: str, rows: slice = _ALL, columns: slice = _ALL) -> Tensor:
-        """The tensor `name`, or some rows (first dimension) or columns (second) of it: a view where no conversion is
-        needed, so read-only by agreement."""
+        """The tensor `name`, or some rows (first dimension) or columns (second) of it: a view where neither conversion
+        nor copy is needed, so read-only by agreement."""
 
     def drop_pages(self) -> None:
         """What was fetched so far is in use elsewhere by now: its pages need not count as this process's memory."""
@@ -47,13 +48,20 @@ class MappedWeights:
     """
 
     def __init__(
-        self, path: Path, model: ModelConfig, dtype: torch.dtype, on_progress: OnProgress, num_ranks: int = 1
+        self,
+        path: Path,
+        model: ModelConfig,
+        dtype: torch.dtype,
+        on_progress: OnProgress,
+        num_ranks: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         """One of `num_ranks` ranks reads its share, about as much as the others (for the progress only). Raises
         `CheckpointError` if the folder changed since the supervisor checked it."""
         self._stored = read_stored_tensors(path)
         check_stored(model, self._stored)
         self._dtype = dtype
+        self._device = device
         self._files = {file: _map_file(path / file) for file in {tensor.file for tensor in self._stored.values()}}
         total_bytes = sum(self._stored[name].nbytes for name in weight_shapes(model))
         self._progress = _Progress(total_bytes // num_ranks, on_progress)
@@ -63,7 +71,7 @@ class MappedWeights:
         whole = _as_tensor(self._files[stored.file], stored)
         part = whole[rows] if columns == _ALL else whole[rows, columns]
         self._progress.advance(part.nbytes)
-        return part.to(self._dtype)
+        return part.to(self._device).to(self._dtype)
 
     def drop_pages(self) -> None:
         """The pages stay in the page cache. Tensors that are still views (an embedding table, say) fault in again
@@ -77,24 +85,32 @@ class MappedWeights:
 
 
 class DummyWeights:
-    """Random tensors that depend on the seed and their name only (`--load-format dummy`): speed without a download."""
+    """Random tensors that depend on the seed, their name and the kind of device only (`--load-format dummy`): speed
+    without a download."""
 
     def __init__(
-        self, model: ModelConfig, dtype: torch.dtype, seed: int, on_progress: OnProgress, num_ranks: int = 1
+        self,
+        model: ModelConfig,
+        dtype: torch.dtype,
+        seed: int,
+        on_progress: OnProgress,
+        num_ranks: int = 1,
+        device: torch.device = CPU,
     ) -> None:
         self._shapes = weight_shapes(model)
         self._dtype = dtype
         self._seed = seed
+        self._device = device
         total_bytes = sum(torch.Size(shape).numel() for shape in self._shapes.values()) * dtype.itemsize
         self._progress = _Progress(total_bytes // num_ranks, on_progress)
 
     def get(self, name: str, rows: slice = _ALL, columns: slice = _ALL) -> Tensor:
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
-            whole = torch.ones(shape, dtype=self._dtype)
+            whole = torch.ones(shape, dtype=self._dtype, device=self._device)
         else:
-            generator = torch.Generator().manual_seed(self._seed ^ zlib.crc32(name.encode()))
-            whole = torch.empty(shape, dtype=self._dtype).normal_(0.0, 0.02, generator=generator)
+            generator = torch.Generator(self._device).manual_seed(self._seed ^ zlib.crc32(name.encode()))
+            whole = torch.empty(shape, dtype=self._dtype, device=self._device).normal_(0.0, 0.02, generator=generator)
         part = whole[rows] if columns == _ALL else whole[rows, columns]
         self._progress.advance(part.nbytes)
         return part

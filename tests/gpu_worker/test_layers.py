@@ -13,8 +13,9 @@ from albireo.checkpoint import ModelConfig, RopeConfig
 from albireo.gpu_worker import layers
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.oracle import OracleAttention
+from albireo.gpu_worker.backend import LayerOps
 from albireo.gpu_worker.kernels.skinny_product import packed_as_expected
-from albireo.gpu_worker.layer_ops import KernelLayerOps, LayerOps, TorchLayerOps
+from albireo.gpu_worker.layer_ops import KernelLayerOps, TorchLayerOps
 from albireo.gpu_worker.layers import PackedLinear, PlainLinear, make_linear
 from albireo.gpu_worker.rope import rope_table
 

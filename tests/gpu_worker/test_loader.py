@@ -16,6 +16,7 @@ from albireo.checkpoint.weight_shapes import weight_shapes
 from albireo.config import SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.collectives.interface import Alone
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import load_model
 from albireo.gpu_worker.weights import DummyWeights, MappedWeights
@@ -119,6 +120,7 @@ def test_progress_grows_from_nothing_to_all(make_checkpoint: Callable[..., Path]
         OracleAttention(),
         Alone(),
         lambda stage, fraction: reports.append((stage, fraction)),
+        CpuBackend(),
     )
     fractions = [fraction for _, fraction in reports]
     assert {stage for stage, _ in reports} == {"loading weights"}
@@ -136,12 +138,12 @@ def test_checkpoint_that_changed_since_it_was_checked_is_refused(
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
-        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress)
+        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress, CpuBackend())
     index = {"weight_map": dict.fromkeys(weight_shapes(config.model), "gone.safetensors")}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     file.unlink()
     with pytest.raises(CheckpointError, match=r"gone\.safetensors is missing"):
-        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress)
+        load_model(config, shard_model(config.model, 0, 1), OracleAttention(), Alone(), ignore_progress, CpuBackend())
 
 
 def test_dummy_weights_depend_on_the_seed_and_the_name(make_checkpoint: Callable[..., Path]) -> None:

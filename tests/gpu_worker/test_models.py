@@ -14,6 +14,7 @@ from albireo.checkpoint import read_checkpoint
 from albireo.checkpoint.shard import shard_model
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.collectives.interface import Alone
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.layer_ops import KernelLayerOps
 from albireo.gpu_worker.models.decoder import DecoderModel
 from albireo.gpu_worker.weights import MappedWeights
@@ -36,7 +37,9 @@ def one_thread() -> Iterator[None]:
 def load(path: Path, dtype: torch.dtype = torch.float32) -> DecoderModel:
     model = read_checkpoint(path).model
     weights = MappedWeights(path, model, dtype, lambda stage, fraction: None)
-    decoder = DecoderModel(model, shard_model(model, 0, 1), weights, dtype, OracleAttention(), Alone(), MAX_LEN)
+    decoder = DecoderModel(
+        model, shard_model(model, 0, 1), weights, dtype, OracleAttention(), Alone(), MAX_LEN, CpuBackend()
+    )
     weights.release()
     return decoder
 

@@ -16,6 +16,7 @@ from albireo.config import SchedulerConfig
 from albireo.gpu_worker.attention.cpu import CpuAttention
 from albireo.gpu_worker.capture_memory import CapturePool, CaptureTensors, NotCapturableError
 from albireo.gpu_worker.collectives.interface import Alone
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.decode_program import DecodePrograms
 from albireo.gpu_worker.device_state import DeviceState
 from albireo.gpu_worker.kernels.launch import Kernel, capture, is_capturing
@@ -108,7 +109,7 @@ def load(path: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[DecoderModel,
     config = read_checkpoint(path).model
     weights = MappedWeights(path, config, dtype, lambda stage, fraction: None)
     attention = CpuAttention(dtype, torch.get_num_threads())
-    model = DecoderModel(config, shard_model(config, 0, 1), weights, dtype, attention, Alone(), MAX_LEN)
+    model = DecoderModel(config, shard_model(config, 0, 1), weights, dtype, attention, Alone(), MAX_LEN, CpuBackend())
     return model, KVCache(config, 8 * MAX_LEN // BLOCK_SIZE, BLOCK_SIZE, dtype)
 
 

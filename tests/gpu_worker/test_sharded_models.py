@@ -14,6 +14,7 @@ from albireo.checkpoint import read_checkpoint
 from albireo.checkpoint.shard import shard_model
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.collectives.interface import Collectives
+from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.models.decoder import DecoderModel
 from albireo.gpu_worker.weights import MappedWeights
 
@@ -28,7 +29,9 @@ def sharded_logits(path: Path, size: int, prompt: list[int], steps: int) -> Tens
         torch.set_num_threads(1)
         shard = shard_model(config, collectives.rank, size)
         weights = MappedWeights(path, config, torch.float32, lambda stage, fraction: None, size)
-        model = DecoderModel(config, shard, weights, torch.float32, OracleAttention(), collectives, MAX_LEN)
+        model = DecoderModel(
+            config, shard, weights, torch.float32, OracleAttention(), collectives, MAX_LEN, CpuBackend()
+        )
         weights.release()
         runner = PagedRunner(model)
         collected = []

@@ -13,12 +13,10 @@ from torch import Tensor
 from albireo.checkpoint.shard import ModelShard
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
-from albireo.gpu_worker.attention.cpu import CpuAttention
 from albireo.gpu_worker.attention.interface import Attention
+from albireo.gpu_worker.backend import Backend, Linear
 from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.kv_cache import KVCache
-from albireo.gpu_worker.layer_ops import KernelLayerOps, make_layer_ops
-from albireo.gpu_worker.layers import Linear, make_linear
 from albireo.gpu_worker.models.shard_loader import ShardLoader, VocabEmbedding
 from albireo.gpu_worker.rope import rope_table
 from albireo.gpu_worker.weights import Weights
@@ -55,27 +53,28 @@ class DecoderModel:
         attention: Attention,
         collectives: Collectives,
         max_model_len: int,
+        backend: Backend,
     ) -> None:
         """`config` is the whole model's, `shard` says what of it this rank holds; `weights` must give tensors of
-        `dtype` (bfloat16 or float32); positions run up to `max_model_len` - 1."""
+        `dtype` (bfloat16 or float32) on the backend's device; positions run up to `max_model_len` - 1."""
         self.config = local = shard.local(config)
         self.dtype = dtype
         self.on_layer: Callable[[], None] = lambda: None
         """Called before each layer: the rank's sign of life."""
-        self._attention = attention
+        self.attention = attention
         self._collectives = collectives
         self._scale = config.head_dim**-0.5
-        self._ops = make_layer_ops(local, rope_table(config.rope, config.head_dim, max_model_len), dtype, attention)
-        loader = ShardLoader(weights, config, shard)
+        self.ops = backend.layer_ops(local, rope_table(config.rope, config.head_dim, max_model_len), dtype, attention)
+        loader = ShardLoader(weights, config, shard, backend)
         self._embedding = VocabEmbedding(loader.embedding(), shard.vocab, collectives)
         self._layers = []
         for index in range(config.num_layers):
             self._layers.append(_build_layer(config, loader, index))
             weights.drop_pages()
         self._norm = weights.get("model.norm.weight").clone()
-        # A tied head is packed too: its packed form is the only copy in this process's memory, since of the table
-        # itself, mapped from the file, only the rows of tokens in use are ever read.
-        self._lm_head = make_linear(loader.head())
+        # A tied head is packed too on a CPU: its packed form is the only copy in this process's memory, since of the
+        # table itself, mapped from the file, only the rows of tokens in use are ever read. Elsewhere it is the table.
+        self._lm_head = backend.linear(loader.head(self._embedding.table))
         self._vocab_width = shard.vocab.width
 
     @torch.inference_mode()
@@ -84,7 +83,11 @@ class DecoderModel:
 
         `input_ids` int32 or int64 `[n_tokens]`, `positions` int64 `[n_tokens]`; writes `kv` where `batch` says.
         """
-        return self.run_layers(self._embedding(input_ids), positions, batch, kv, self._attention)
+        return self.run_layers(self.embed(input_ids), positions, batch, kv, self.attention)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """int32 or int64 `[n_tokens]` -> `[n_tokens, hidden_size]`, a new tensor."""
+        return self._embedding(input_ids)
 
     @property
     def vocab_width(self) -> int:
@@ -97,23 +100,23 @@ class DecoderModel:
         return self._embedding.table
 
     @property
-    def is_capturable(self) -> bool:
-        """Whether `run_layers` and `compute_logits` of up to `max_rows()` rows are kernels alone."""
-        linears = [linear for layer in self._layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return (
-            self._collectives.size == 1
-            and isinstance(self._attention, CpuAttention)
-            and isinstance(self._ops, KernelLayerOps)
-            and all(linear.is_kernel for linear in (*linears, self._lm_head))
-        )
+    def num_ranks(self) -> int:
+        return self._collectives.size
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All of them, the head last."""
+        parts = [linear for layer in self._layers for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        return [*parts, self._lm_head]
 
     def run_layers(
         self, hidden: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache, attention: Attention
     ) -> Tensor:
-        """From embeddings to hidden states, both `[n_tokens, hidden_size]`; as `forward`. `hidden` is left as it is."""
-        config, ops = self.config, self._ops
+        """From embeddings, which may be overwritten, to hidden states, both `[n_tokens, hidden_size]`; as `forward`."""
+        config, ops = self.config, self.ops
         looked_up = ops.look_up(positions)
-        attended = torch.empty(hidden.shape[0], config.num_heads, config.head_dim, dtype=self.dtype)
+        shape = (hidden.shape[0], config.num_heads, config.head_dim)
+        attended = torch.empty(shape, dtype=self.dtype, device=hidden.device)
         attended_flat = attended.view(hidden.shape[0], -1)
         for layer, (k_cache, v_cache) in zip(self._layers, kv.layers, strict=True):
             self.on_layer()

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from albireo.checkpoint.shard import ModelShard, Span
 from albireo.checkpoint.structs import ModelConfig
+from albireo.gpu_worker.backend import Backend, Linear
 from albireo.gpu_worker.collectives.interface import Collectives
-from albireo.gpu_worker.layers import Linear, make_linear
 from albireo.gpu_worker.weights import Weights
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -17,9 +17,10 @@ class ShardLoader:
     """Builds the linear layers of one rank. Column-parallel: this rank's outputs of the whole input. Row-parallel:
     the whole output's terms from this rank's inputs, to be summed over ranks, the bias being rank 0's."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, shard: ModelShard) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, shard: ModelShard, backend: Backend) -> None:
         self.weights = weights
         self.shard = shard
+        self._linear = backend.linear
         self._config = config
         self.head_columns = _scaled(shard.heads, config.head_dim)
         """Of the attention's output, and rows of the queries."""
@@ -36,7 +37,7 @@ class ShardLoader:
 
     def row_parallel(self, name: str, columns: Span, bias: bool) -> Linear:
         weight = _pad(self.weights.get(f"{name}.weight", columns=columns.slice), columns, dim=1)
-        return make_linear(weight, self.weights.get(f"{name}.bias") if bias and self.shard.rank == 0 else None)
+        return self._linear(weight, self.weights.get(f"{name}.bias") if bias and self.shard.rank == 0 else None)
 
     def qk_norm(self, attention: str) -> Tensor:
         """`[heads + kv_heads, head_dim]`: the query norm for each query head, then the key norm."""
@@ -47,10 +48,11 @@ class ShardLoader:
         """`[vocab.size, hidden_size]`, a view of the file where it can be."""
         return self.weights.get(EMBEDDING, rows=self.shard.vocab.slice)
 
-    def head(self) -> Tensor:
-        """`[vocab.width, hidden_size]`"""
-        name = EMBEDDING if self._config.tie_word_embeddings else "lm_head.weight"
-        return _pad(self.weights.get(name, rows=self.shard.vocab.slice), self.shard.vocab, dim=0)
+    def head(self, table: Tensor) -> Tensor:
+        """`[vocab.width, hidden_size]`; `table` is the embedding's, which a tied head shares."""
+        if not self._config.tie_word_embeddings:
+            table = self.weights.get("lm_head.weight", rows=self.shard.vocab.slice)
+        return _pad(table, self.shard.vocab, dim=0)
 
     def _column_parallel(self, rows: dict[str, Span], bias: bool) -> Linear:
         """One product for several projections, outputs in their order. One alone is not copied."""
@@ -61,7 +63,7 @@ class ShardLoader:
             ]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-        return make_linear(fetch("weight"), fetch("bias") if bias else None)
+        return self._linear(fetch("weight"), fetch("bias") if bias else None)
 
 
 class VocabEmbedding:
@@ -78,7 +80,7 @@ class VocabEmbedding:
         if self._collectives.size == 1:
             return functional.embedding(input_ids, self.table)
         if not self._vocab.size:
-            found = torch.zeros(input_ids.shape[0], self.table.shape[1], dtype=self.table.dtype)
+            found = self.table.new_zeros(input_ids.shape[0], self.table.shape[1])
             return self._collectives.all_reduce(found)
         local = input_ids - self._vocab.start
         is_elsewhere = (local < 0) | (local >= self._vocab.size)
