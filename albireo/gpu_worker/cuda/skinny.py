@@ -64,6 +64,7 @@ def skinny_product(
         STAGES=tiles.stages,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
+        IN_FP32=not x.is_cuda,
         num_warps=tiles.num_warps,
     )
     return out

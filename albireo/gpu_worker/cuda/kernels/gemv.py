@@ -35,6 +35,28 @@ def _load_input(x, norm_weight, scale, at, K: tl.constexpr, NORMED: tl.constexpr
 
 
 @triton.jit
+def _store(
+    total, up_total, bias, residual, out, n, N: tl.constexpr,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """The threads' sums together, and what follows the product; rounded and stored."""
+    element = out.dtype.element_ty
+    inside = n < N
+    result = tl.sum(total, 1)
+    if HAS_BIAS:
+        result += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        up = tl.sum(up_total, 1)
+        if HAS_BIAS:
+            up += tl.load(bias + N + n, mask=inside, other=0.0).to(tl.float32)
+        # rounded as the product alone would store them
+        result = silu_times(result.to(element).to(tl.float32), up.to(element).to(tl.float32))
+    if HAS_RESIDUAL:
+        result += tl.load(residual + n, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + n, result.to(element), mask=inside)
+
+
+@triton.jit
 def gemv_kernel(
     x,  # [K]
     weight,  # [N, K], or [2 * N, K] if GATED: gates, then ups; contiguous
@@ -102,17 +124,4 @@ def gemv_kernel(
                 up_w = _load_tile(up_tile, start, k, K)
                 up_total += _partial_sums(up_w, value, BLOCK_N, BLOCK_K, VECTOR)
 
-    element = out.dtype.element_ty
-    inside = n < N
-    result = tl.sum(total, 1)
-    if HAS_BIAS:
-        result += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
-    if GATED:
-        up = tl.sum(up_total, 1)
-        if HAS_BIAS:
-            up += tl.load(bias + N + n, mask=inside, other=0.0).to(tl.float32)
-        # rounded as the product alone would store them
-        result = silu_times(result.to(element).to(tl.float32), up.to(element).to(tl.float32))
-    if HAS_RESIDUAL:
-        result += tl.load(residual + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + n, result.to(element), mask=inside)
+    _store(total, up_total, bias, residual, out, n, N, GATED, HAS_BIAS, HAS_RESIDUAL)

@@ -21,6 +21,7 @@ def skinny_kernel(
     STAGES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    IN_FP32: tl.constexpr,  # for Triton's interpreter, which multiplies bf16 as if its bits were integers
 ):
     """out = x @ weight.T (+ bias) (+ residual) for num_rows <= BLOCK_M; grid [tiles of BLOCK_N outputs].
 
@@ -37,6 +38,8 @@ def skinny_kernel(
         in_k = start + k[None, :] < K
         value = tl.load(x_tile + start, mask=is_row & in_k, other=0.0)
         w = tl.load(w_tile + start, mask=in_k, other=0.0, eviction_policy="evict_first")
+        if IN_FP32:
+            value, w = value.to(tl.float32), w.to(tl.float32)
         total = tl.dot(value, tl.trans(w), total, input_precision="ieee")
     inside = is_row & (n[None, :] < N)
     to = m.to(tl.int64)[:, None] * N + n[None, :]
