@@ -16,7 +16,7 @@ SGLANG_NAMES = {
     "--tp": "--tensor-parallel-size",
     "--tp-size": "--tensor-parallel-size",
     "--context-length": "--max-model-len",
-    "--mem-fraction-static": "--kv-cache-bytes",
+    "--mem-fraction-static": "--gpu-memory-utilization",
     "--max-running-requests": "--max-num-seqs",
     "--chunked-prefill-size": "--max-num-batched-tokens",
 }
@@ -87,7 +87,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                        help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
-                        help="auto: cpu; null runs no model, to measure the rest; cuda is not there yet")  # fmt: skip
+                        help="auto: cuda where there is a GPU, else cpu; null runs no model, to measure the rest")  # fmt: skip
     engine.add_argument("--null-step-ms", type=float, metavar="MS",
                         help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
@@ -99,6 +99,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
                         help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
     engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")
+    engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE",
+                        help="of a GPU's memory, for weights, steps and KV cache together (default: 0.9)")  # fmt: skip
+    engine.add_argument("--enforce-eager", action="store_true",
+                        help="launch a GPU's steps kernel by kernel, not as captured graphs")  # fmt: skip
     engine.add_argument("--block-size", type=int, choices=[8, 16, 32, 64], default=16, help="tokens in a KV block")
     engine.add_argument("--max-num-seqs", type=in_range(1, 4096), default=256, help="sequences in a step")
     engine.add_argument("--max-num-batched-tokens", type=in_range(16, 2**20), default=2048, help="tokens in a step")
@@ -168,6 +172,8 @@ def run_serve(args: argparse.Namespace) -> int:
         collectives=args.collectives,
         device=args.device,
         null_step_ms=args.null_step_ms,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        enforce_eager=args.enforce_eager,
     )
     return serve(
         ServeArgs(

@@ -17,7 +17,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 SamplingMode = Literal["local", "sequence-parallel", "gathered"]
 """How t ranks sample (`gpu_worker.sampling.modes`)."""
 CollectivesKind = Literal["shm", "gloo"]
-DeviceName = Literal["cpu", "null"]
+DeviceName = Literal["cpu", "cuda", "null"]
 """Where steps run; `null` runs no model (`gpu_worker.null_device`)."""
 
 
@@ -94,12 +94,17 @@ class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     device: DeviceName
     dtype: Dtype
     kv_cache_bytes: int
-    """Size of this worker's KV cache; the number of blocks follows from its share of the model."""
+    """Size of this worker's KV cache; the number of blocks follows from its share of the model. 0 on a GPU: what
+    `gpu_memory_utilization` leaves."""
     num_threads: int
     load_format: Literal["safetensors", "dummy"]
     seed: int
     null_step_ms: float = 0.0
     """What a step takes on the null device."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that weights, steps and KV cache may have together."""
+    enforce_eager: bool = False
+    """Launch a GPU's steps kernel by kernel instead of as captured graphs."""
 
 
 class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):

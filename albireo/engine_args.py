@@ -3,6 +3,7 @@
 Everything that can be known to fail is found here, before a process starts.
 """
 
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ DEFAULT_KV_CACHE_BYTES = 4 * GIB
 """Upper end of the default; pages of the cache that are never used cost nothing."""
 MEMORY_RESERVE_BYTES = GIB
 """Left for the processes themselves when the default KV cache is sized."""
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 MAX_NULL_STEP_MS = 500.0
 """A worker shows life between steps only, and must do so within --worker-timeout, of which 1 s is the least."""
 
@@ -46,6 +48,8 @@ class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
     collectives: CollectivesKind = "shm"
     device: Literal["auto", "cpu", "null", "cuda"] = "auto"
     null_step_ms: float | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool = False
 
 
 class EnginePlan(Struct, frozen=True):
@@ -60,13 +64,15 @@ class EnginePlan(Struct, frozen=True):
     sampling_mode: SamplingMode
     collectives: CollectivesKind
     kv_cache_bytes: int
-    """Of each rank."""
+    """Of each rank; 0 where a GPU's follows from `gpu_memory_utilization`."""
     load_format: Literal["safetensors", "dummy"]
     num_threads: int
     """Of each rank."""
     seed: int
     device: DeviceName
     null_step_ms: float
+    gpu_memory_utilization: float
+    enforce_eager: bool
 
 
 def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
@@ -94,21 +100,9 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
     limit = checkpoint.model.context_length
     if args.max_model_len is not None and args.max_model_len > limit:
         raise StartupError(f"--max-model-len {args.max_model_len} exceeds the model's {limit} positions", exit_code=2)
-    num_threads = 1 if device == "null" else _threads_per_rank(args, num_cpus)
+    num_threads = _threads_per_rank(args, num_cpus) if device == "cpu" else 1
     rank_block_bytes = _rank_block_bytes(args, checkpoint, dtype)
-    block_bytes = args.tensor_parallel_size * rank_block_bytes
-    if device == "null" and args.kv_cache_bytes is not None:
-        kv_cache_bytes = args.kv_cache_bytes  # nothing is allocated, so it need not fit
-    else:
-        kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
-    num_kv_blocks = kv_cache_bytes // block_bytes
-    capacity = num_kv_blocks * args.block_size
-    max_model_len = args.max_model_len or min(limit, capacity)
-    if max_model_len > capacity or not num_kv_blocks:
-        raise StartupError(
-            f"the KV cache of {kv_cache_bytes} bytes holds {capacity} tokens, fewer than --max-model-len "
-            f"{max_model_len}: raise --kv-cache-bytes or lower --max-model-len"
-        )
+    kv_cache_bytes, max_model_len = _size_sequences(args, checkpoint, dtype, device, rank_block_bytes)
     return EnginePlan(
         checkpoint=checkpoint,
         tokenizer_path=tokenizer_path,
@@ -125,19 +119,24 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
         num_workers=args.tensor_parallel_size,
         sampling_mode=args.sampling_mode,
         collectives=args.collectives,
-        kv_cache_bytes=num_kv_blocks * rank_block_bytes,
+        kv_cache_bytes=kv_cache_bytes,
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
         num_threads=num_threads,
         seed=args.seed,
         device=device,
         null_step_ms=args.null_step_ms or 0.0,
+        gpu_memory_utilization=args.gpu_memory_utilization or DEFAULT_GPU_MEMORY_UTILIZATION,
+        enforce_eager=args.enforce_eager,
     )
 
 
 def _choose_device(args: EngineArgs) -> DeviceName:
-    if args.device == "cuda":
-        raise StartupError("--device cuda is not there yet: cpu runs models, null runs none", exit_code=2)
-    device: DeviceName = "null" if args.device == "null" else "cpu"
+    device: DeviceName = _default_device() if args.device == "auto" else args.device
+    if device == "cuda":
+        _check_cuda_args(args)
+    elif args.gpu_memory_utilization is not None or args.enforce_eager:
+        flag = "--enforce-eager" if args.enforce_eager else "--gpu-memory-utilization"
+        raise StartupError(f"{flag} is for --device cuda, not for {device}", exit_code=2)
     if args.null_step_ms is None:
         return device
     if device != "null":
@@ -146,6 +145,50 @@ def _choose_device(args: EngineArgs) -> DeviceName:
         bound = f"between 0 and {MAX_NULL_STEP_MS:g}"
         raise StartupError(f"--null-step-ms {args.null_step_ms:g} is out of range: {bound} is possible", exit_code=2)
     return device
+
+
+def _default_device() -> DeviceName:
+    """A GPU where there is one and torch is not a build for CPUs. The worker, which has torch, knows for sure."""
+    if not Path("/dev/nvidiactl").exists():
+        return "cpu"
+    try:
+        return "cpu" if "+cpu" in metadata.version("torch") else "cuda"
+    except metadata.PackageNotFoundError:
+        return "cpu"
+
+
+def _check_cuda_args(args: EngineArgs) -> None:
+    utilization = args.gpu_memory_utilization
+    if utilization is not None and not 0.0 < utilization <= 1.0:
+        raise StartupError(
+            f"--gpu-memory-utilization {utilization:g} is out of range: above 0 and up to 1 is possible", exit_code=2
+        )
+    if args.cpu_threads is not None:
+        raise StartupError("--cpu-threads is for --device cpu, not for cuda", exit_code=2)
+
+
+def _size_sequences(
+    args: EngineArgs, checkpoint: Checkpoint, dtype: Dtype, device: DeviceName, rank_block_bytes: int
+) -> tuple[int, int]:
+    """Bytes of each rank's KV cache, and the longest sequence. Only a GPU's worker knows what the GPU has room for: there
+    the former is 0 unless it was asked for, and the worker refuses a cache that holds no sequence of that length."""
+    limit = checkpoint.model.context_length
+    block_bytes = args.tensor_parallel_size * rank_block_bytes
+    if device == "cuda" and args.kv_cache_bytes is None:
+        return 0, args.max_model_len or limit
+    if device != "cpu" and args.kv_cache_bytes is not None:
+        kv_cache_bytes = args.kv_cache_bytes  # nothing is allocated on this side
+    else:
+        kv_cache_bytes = _size_kv_cache(args, checkpoint, dtype, block_bytes)
+    num_kv_blocks = kv_cache_bytes // block_bytes
+    capacity = num_kv_blocks * args.block_size
+    max_model_len = args.max_model_len or min(limit, capacity)
+    if max_model_len > capacity or not num_kv_blocks:
+        raise StartupError(
+            f"the KV cache of {kv_cache_bytes} bytes holds {capacity} tokens, fewer than --max-model-len "
+            f"{max_model_len}: raise --kv-cache-bytes or lower --max-model-len"
+        )
+    return num_kv_blocks * rank_block_bytes, max_model_len
 
 
 def _threads_per_rank(args: EngineArgs, num_cpus: int) -> int:

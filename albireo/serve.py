@@ -119,6 +119,8 @@ def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: Seg
             load_format=engine.load_format,
             seed=engine.seed,
             null_step_ms=engine.null_step_ms,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enforce_eager=engine.enforce_eager,
         )
         for rank in range(engine.num_workers)
     ]

@@ -10,6 +10,7 @@ import zmq
 from albireo import child, sockets
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.make_device import make_device
+from albireo.gpu_worker.stream_worker import StreamWorker
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Progress, Stop, WorkerReady
 from albireo.shm.flight import FlightRecorder
@@ -42,9 +43,7 @@ def run(config: WorkerConfig) -> None:
         control.socket.close()
         context.term()
         sys.exit(3)
-    device = made.device
-    worker = Worker(
-        device,
+    worker = made.make_worker(
         PlanRing(config.scheduler, config.num_workers).reader(config.segments.plan_ring, config.rank),
         TokenRing(config.scheduler).writer(config.segments.token_rings[config.rank]),
         sockets.token_bell(context, config.run_dir).ring,
@@ -54,20 +53,23 @@ def run(config: WorkerConfig) -> None:
     )
     bell = sockets.plan_bell_listener(context, config.run_dir)
     child.settle()
-    control.send(WorkerReady(device.num_kv_blocks, device.name))
+    control.send(WorkerReady(made.num_kv_blocks, made.name))
     try:
-        serve(worker, bell, control)
+        serve(worker, bell, control, made.wake_fd)
     except made.group_closed_errors:
         # another rank heard Stop first and left in the middle of a step; it is on its way to this one
         log.debug("another rank has left the group")
     made.close()
 
 
-def serve(worker: Worker, bell: "zmq.Socket[bytes]", control: child.Control) -> None:
-    """Steps until Stop. Raises what the device raises, as when another rank has left the group."""
+def serve(worker: Worker | StreamWorker, bell: "zmq.Socket[bytes]", control: child.Control, wake_fd: int = -1) -> None:
+    """Steps until Stop; `wake_fd`: as of `MadeDevice`. Raises what the device raises, as when another rank has left the
+    group."""
     poller = zmq.Poller()
     for socket in (bell, control.socket):
         poller.register(socket, zmq.POLLIN)
+    if wake_fd >= 0:
+        poller.register(wake_fd, zmq.POLLIN)
     last_step_ns = 0
     while not isinstance(control.poll(), Stop):
         sockets.drain(bell)

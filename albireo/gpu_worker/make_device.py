@@ -3,56 +3,92 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from albireo.config import WorkerConfig
-from albireo.gpu_worker.worker import Device
+from albireo.gpu_worker.stream_worker import StreamWorker
+from albireo.gpu_worker.worker import Worker
 from albireo.shm import layout
 from albireo.shm.flight import Recorder
+
+Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class MadeDevice:
-    """A device and what its end needs."""
+    """A device, loaded, and what driving and ending it needs."""
 
-    device: Device
+    name: str
+    num_kv_blocks: int
+    make_worker: Callable[..., Worker | StreamWorker]
+    """The worker that drives it, from the rings on (`Worker`'s parameters but the first)."""
     close: Callable[[], None]
     """Leaves the group of ranks."""
     group_closed_errors: tuple[type[Exception], ...] = ()
-    """What `execute` raises when another rank has left the group in the middle of a step."""
+    """What a step raises when another rank has left the group in the middle of it."""
+    wake_fd: int = -1
+    """Readable when the worker should look; -1 for a device that is done when a step returns."""
 
 
-def make_device(
-    config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Callable[[str, float], None]
-) -> MadeDevice:
-    """The device that `config` names, loaded. `heartbeat` is this rank's WORKER_HEARTBEAT [1]; `report` hears of a
-    stage of the start and how far it is. Raises whatever keeps the device from starting."""
+def make_device(config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Report) -> MadeDevice:
+    """The device that `config` names. `heartbeat` is this rank's WORKER_HEARTBEAT [1]; `report` hears of a stage of the
+    start and how far it is. Raises whatever keeps the device from starting."""
     if config.device == "null":
-        from albireo.gpu_worker.null_device import NullDevice
-
-        return MadeDevice(NullDevice(config, recorder, time.monotonic_ns), close=lambda: None)
+        return _make_null_device(config, recorder)
+    if config.device == "cuda":
+        return _make_cuda_device(config, heartbeat, recorder, report)
     return _make_cpu_device(config, heartbeat, recorder, report)
 
 
+def _make_null_device(config: WorkerConfig, recorder: Recorder) -> MadeDevice:
+    from albireo.gpu_worker.null_device import NullDevice
+
+    device = NullDevice(config, recorder, time.monotonic_ns)
+    return MadeDevice(device.name, device.num_kv_blocks, partial(Worker, device), close=lambda: None)
+
+
 def _make_cpu_device(
-    config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Callable[[str, float], None]
+    config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Report
 ) -> MadeDevice:
     from albireo.gpu_worker.collectives.group import make_collectives
     from albireo.gpu_worker.collectives.interface import GroupClosedError
     from albireo.gpu_worker.compile_ahead import CompileAhead
     from albireo.gpu_worker.cpu_device import CpuDevice
 
-    def beat() -> None:
-        heartbeat["heartbeat_ns"] = time.monotonic_ns()
-
     ahead = CompileAhead(config)
     try:
         ahead.begin()
         collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
         address = heartbeat.ctypes.data + layout.WORKER_HEARTBEAT.fields["heartbeat_ns"][1]  # type: ignore[index]
-        device = CpuDevice(config, collectives, beat, report, recorder, address)
+        device = CpuDevice(config, collectives, _beat(heartbeat), report, recorder, address)
     finally:
         ahead.stop()
-    return MadeDevice(device, collectives.close, (GroupClosedError,))
+    worker = partial(Worker, device)
+    return MadeDevice(device.name, device.num_kv_blocks, worker, collectives.close, (GroupClosedError,))
+
+
+def _make_cuda_device(
+    config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Report
+) -> MadeDevice:
+    from albireo.gpu_worker.cuda.availability import cuda_device_index
+
+    index = cuda_device_index(config.rank)
+    from albireo.gpu_worker.collectives.group import make_collectives
+    from albireo.gpu_worker.cuda.device import CudaDevice
+    from albireo.gpu_worker.cuda.runtime import CudaRuntime
+
+    runtime = CudaRuntime(index)
+    collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
+    device = CudaDevice(config, runtime, collectives, _beat(heartbeat), report, recorder)
+    worker = partial(StreamWorker, device)
+    return MadeDevice(device.name, device.num_kv_blocks, worker, collectives.close, wake_fd=device.wake_fd)
+
+
+def _beat(heartbeat: npt.NDArray[Any]) -> Callable[[], None]:
+    def beat() -> None:
+        heartbeat["heartbeat_ns"] = time.monotonic_ns()
+
+    return beat

@@ -28,7 +28,7 @@ class Device(Protocol):
         `result` is complete. The recorder's last mark is where its rows were begun to be written."""
 
 
-_HEARTBEAT_NS, _STEP, _RUNNING_STEP = (
+HEARTBEAT_NS, STEP, RUNNING_STEP = (
     layout.WORKER_HEARTBEAT.fields[name][1] // 8  # type: ignore[index]
     for name in ("heartbeat_ns", "step", "running_step")
 )
@@ -60,18 +60,18 @@ class Worker:
         """Runs the next plan if there is one; False when the ring is empty."""
         plan = self._plans.poll()
         if plan is None:
-            self._beat[_HEARTBEAT_NS] = self._clock_ns()
+            self._beat[HEARTBEAT_NS] = self._clock_ns()
             return False
         counts, beat = plan.counts(), self._beat
         step = counts.sequence
-        beat[_HEARTBEAT_NS] = self._recorder.start(step, counts.num_rows + counts.num_chunk_tokens)
-        beat[_RUNNING_STEP] = step
+        beat[HEARTBEAT_NS] = self._recorder.start(step, counts.num_rows + counts.num_chunk_tokens)
+        beat[RUNNING_STEP] = step
         result = self._tokens.next_slot()
         self._device.execute(plan, result)
-        beat[_STEP] = self._tokens.publish()
-        beat[_RUNNING_STEP] = 0
+        beat[STEP] = self._tokens.publish()
+        beat[RUNNING_STEP] = 0
         self._plans.consume()
         self._recorder.mark(Part.RESULT_WRITE)
         self._ring_bell()
-        beat[_HEARTBEAT_NS] = self._recorder.mark(Part.DOORBELL)
+        beat[HEARTBEAT_NS] = self._recorder.mark(Part.DOORBELL)
         return True

@@ -58,15 +58,16 @@ class RingProducer:
     def next_sequence(self) -> int:
         return self._next
 
-    def has_room(self) -> bool:
-        """True when every consumer's device is done with the slot that comes next."""
-        return self._next - min(consumed[0] for consumed in self._consumed) <= self._num_slots
+    def has_room(self, ahead: int = 0) -> bool:
+        """True when every consumer's device is done with the slot that comes next, or `ahead` slots later."""
+        return self._next + ahead - min(consumed[0] for consumed in self._consumed) <= self._num_slots
 
-    def next_index(self) -> int:
-        """Index of the slot to fill. Raises SegmentError when a consumer still holds it."""
-        if not self.has_room():
+    def next_index(self, ahead: int = 0) -> int:
+        """Index of the slot to fill, or of the one `ahead` slots later, to be published in its turn. Raises
+        SegmentError when a consumer still holds it."""
+        if not self.has_room(ahead):
             raise SegmentError("the ring is full: a slot was asked for before its consumers gave it back")
-        return self._next % self._num_slots
+        return (self._next + ahead) % self._num_slots
 
     def publish(self) -> int:
         """Makes the filled slot visible; returns its sequence number."""
@@ -103,7 +104,8 @@ class RingConsumer:
         self._next += 1
         return index
 
-    def consume(self) -> None:
-        """The device is done with every slot read so far; the producer may fill them again."""
+    def consume(self, unfinished: int = 0) -> None:
+        """The device is done with every slot read so far but the newest `unfinished`; the producer may fill them
+        again."""
         fence()
-        self._consumed[0] = self._next - 1
+        self._consumed[0] = self._next - 1 - unfinished

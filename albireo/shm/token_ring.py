@@ -31,7 +31,10 @@ class TokenRing:
         self._max_rows = scheduler.max_num_seqs
         self._max_logprobs = scheduler.max_num_seqs + scheduler.max_num_batched_tokens
         rows_bytes = align(layout.TOKEN_ROW.itemsize * self._max_rows)
-        slot_bytes = layout.TOKEN_HEADER.itemsize + rows_bytes + layout.LOGPROB.itemsize * self._max_logprobs
+        self.rows_offset = layout.TOKEN_HEADER.itemsize
+        """Bytes into a slot, as the next."""
+        self.logprobs_offset = self.rows_offset + rows_bytes
+        slot_bytes = self.logprobs_offset + layout.LOGPROB.itemsize * self._max_logprobs
         # as many as there can be unconfirmed steps, and one: a worker never waits for the coordinator to read
         self.geometry = RingGeometry(scheduler.run_ahead + 2, slot_bytes, 1)
         self._fields = self.geometry.header_fields() | {
@@ -66,8 +69,9 @@ class TokenWriter:
         self._ring = ring
         self._slots = slots
 
-    def next_slot(self) -> TokenSlot:
-        return self._slots[self._ring.next_index()]
+    def next_slot(self, ahead: int = 0) -> TokenSlot:
+        """The slot to fill, or the one `ahead` steps later."""
+        return self._slots[self._ring.next_index(ahead)]
 
     def publish(self) -> int:
         return self._ring.publish()

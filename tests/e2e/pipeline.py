@@ -12,17 +12,26 @@ from thread_group import ThreadGroup
 
 from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
 from albireo.checkpoint.shard import shard_model
-from albireo.config import Dtype, SamplingMode, SchedulerConfig, SegmentFds, WorkerConfig
+from albireo.config import DeviceName, Dtype, SamplingMode, SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.coordinator.request import Request
 from albireo.coordinator.scheduler import Scheduler
 from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cpu_device import CpuDevice
+from albireo.gpu_worker.stream_worker import StreamWorker
 from albireo.gpu_worker.worker import Worker
 from albireo.messages import Finish, SamplingParams
 from albireo.shm import layout, segment
 from albireo.shm.flight import Unrecorded
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
+
+
+def cuda_device(config: WorkerConfig, *rest: Any) -> Any:
+    """The CUDA device, on the CPU where there is no GPU."""
+    from albireo.gpu_worker.cuda.device import CudaDevice
+    from albireo.gpu_worker.cuda.runtime import CudaRuntime, HostRuntime
+
+    return CudaDevice(config, CudaRuntime(0) if torch.cuda.is_available() else HostRuntime(), *rest)
 
 
 @dataclass
@@ -42,8 +51,9 @@ class Pipeline:
 
     def __init__(
         self, path: Path, config: SchedulerConfig, num_blocks: int, dtype: Dtype = "float32", eos: tuple[int, ...] = (),
-        size: int = 1, sampling_mode: SamplingMode = "local",
+        size: int = 1, sampling_mode: SamplingMode = "local", device: DeviceName = "cpu", enforce_eager: bool = False,
     ) -> None:  # fmt: skip
+        """`device` cuda: a GPU if there is one, else its kernels in Triton's interpreter; no logits are kept there."""
         checkpoint = read_checkpoint(str(path))
         self.config = config
         self.scheduler = Scheduler(config, num_blocks, eos, b"key", size, sampling_mode)
@@ -66,23 +76,26 @@ class Pipeline:
         local = shard_model(checkpoint.model, 0, size).local(checkpoint.model)
         block_bytes = kv_bytes_per_block(local, config.block_size, dtype)
 
-        def start(rank: int) -> Worker:
+        def start(rank: int) -> Worker | StreamWorker:
             worker_config = WorkerConfig(
                 name=f"worker-{rank}", run_dir="", log_level="info", scheduler=config,
                 segments=SegmentFds(plan_fd, tuple(token_fds), -1), rank=rank, num_workers=size,
                 sampling_mode=sampling_mode, collectives="shm", model=checkpoint.model,
-                model_path=checkpoint.path, device="cpu", dtype=dtype, kv_cache_bytes=num_blocks * block_bytes,
+                model_path=checkpoint.path, device=device, dtype=dtype, kv_cache_bytes=num_blocks * block_bytes,
                 num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
+                enforce_eager=enforce_eager,
             )  # fmt: skip
             collectives = self._group.collectives[rank] if self._group else Alone()
             recorder = Unrecorded()
-            device = CpuDevice(worker_config, collectives, self._beat, lambda stage, fraction: None, recorder)
-            assert device.num_kv_blocks == num_blocks
-            self._capture_logits(rank, device)
-            return Worker(
-                device, plan_ring.reader(plan_fd, rank), token_ring.writer(token_fds[rank]), lambda: None,
-                np.zeros(1, layout.WORKER_HEARTBEAT), recorder, time.monotonic_ns,
-            )  # fmt: skip
+            rings = plan_ring.reader(plan_fd, rank), token_ring.writer(token_fds[rank])
+            rest = (*rings, lambda: None, np.zeros(1, layout.WORKER_HEARTBEAT), recorder, time.monotonic_ns)
+            made: tuple[Any, ...] = (worker_config, collectives, self._beat, lambda stage, fraction: None, recorder)
+            if device == "cuda":
+                return StreamWorker(cuda_device(*made), *rest)
+            cpu_device = CpuDevice(*made)
+            assert cpu_device.num_kv_blocks == num_blocks
+            self._capture_logits(rank, cpu_device)
+            return Worker(cpu_device, *rest)
 
         self._workers = self._group.run(start) if self._group else [start(0)]
         for fd in (plan_fd, *token_fds):
@@ -148,9 +161,10 @@ class Pipeline:
 
     def _confirm(self) -> None:
         outputs = []
-        for ring in self._tokens:
-            slot = ring.poll()
-            assert slot is not None
+        for ring, worker in zip(self._tokens, self._workers, strict=True):
+            while (slot := ring.poll()) is None:
+                assert isinstance(worker, StreamWorker), "a step has returned and its results are not there"
+                worker.step()
             num_rows, num_logprobs = (int(slot.header[name][0]) for name in ("num_rows", "num_logprobs"))
             outputs.append((slot.rows[:num_rows].copy(), slot.logprobs[:num_logprobs].copy()))
         for ring in self._tokens:

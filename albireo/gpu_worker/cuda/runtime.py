@@ -1,0 +1,148 @@
+"""What the CUDA device needs of CUDA beside torch tensors: memory that host and GPU share, captured steps, wake-ups and
+clocks. `HostRuntime` does the same on the CPU, for tests in Triton's interpreter."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from albireo.gpu_worker.cuda.driver import CudaDriver
+from albireo.gpu_worker.cuda.memory import GIB, DeviceMemory
+from albireo.gpu_worker.cuda.wake import Wake
+
+
+class Runtime(Protocol):
+    """One device, one stream: everything that is launched runs in that order."""
+
+    device: torch.device
+    wake: Wake
+    """Rung once for each `ring_when_done`."""
+    is_timed: bool
+    """Whether kernels note the device's clock."""
+
+    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
+        """Shared memory, a whole mapping, as int32 [n] that kernels read and write in place."""
+
+    def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        """New memory that the host has and kernels read and write in place."""
+
+    def ring_when_done(self) -> None:
+        """Rings `wake` once all that was launched so far is done. Returns at once."""
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """A call that does again what `launch` launches, with the same tensors. `launch` has run before."""
+
+    def host_ns(self, stamp: int) -> int:
+        """The device's clock as CLOCK_MONOTONIC."""
+
+    def allocated_bytes(self) -> int:
+        """By torch, on the device."""
+
+    def memory(self, weights_bytes: int) -> DeviceMemory:
+        """The device's memory, now that the largest step has run."""
+
+
+class CudaRuntime:
+    """A GPU. Makes its stream the calling thread's current one; all later work of the thread goes there."""
+
+    is_timed = True
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+        torch.cuda.set_device(self.device)
+        torch.cuda.init()
+        self._driver = CudaDriver()
+        self._stream = torch.cuda.Stream(self.device)
+        torch.cuda.set_stream(self._stream)
+        self._side = torch.cuda.Stream(self.device)
+        self._event = torch.cuda.Event()
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self.wake = Wake()
+        self._offset_ns = self._calibrate()
+
+    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
+        self._driver.register(memory)
+        return torch.from_numpy(memory.view(np.int32))
+
+    def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+    def ring_when_done(self) -> None:
+        # on a stream of its own: the next step does not wait until the driver's thread has rung
+        self._event.record(self._stream)
+        self._side.wait_event(self._event)
+        self._driver.call_after(self._side.cuda_stream, self.wake.function, self.wake.argument)
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        # not torch.cuda.graph: that gives all cached memory back first, which other programs may take
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            launch()
+        finally:
+            graph.capture_end()
+        return graph.replay
+
+    def host_ns(self, stamp: int) -> int:
+        # a finished step cannot end in the future: the clocks have drifted, by a few microseconds a second
+        now_ns = time.monotonic_ns()
+        self._offset_ns = min(self._offset_ns, now_ns - stamp)
+        return stamp + self._offset_ns
+
+    def allocated_bytes(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
+
+    def memory(self, weights_bytes: int) -> DeviceMemory:
+        torch.cuda.synchronize(self.device)
+        return DeviceMemory.measured(self.device, weights_bytes)
+
+    def _calibrate(self) -> int:
+        """CLOCK_MONOTONIC minus the GPU's clock, from the quickest of some round trips."""
+        from albireo.gpu_worker.cuda.kernels.stamp import read_clock
+
+        stamp = self.shared_zeros(1, dtype=torch.int64)
+        trips = []
+        for _ in range(20):
+            before_ns = time.monotonic_ns()
+            read_clock[(1,)](stamp)
+            self._stream.synchronize()
+            after_ns = time.monotonic_ns()
+            trips.append((after_ns - before_ns, (before_ns + after_ns) // 2 - int(stamp[0])))
+        return min(trips)[1]
+
+
+class HostRuntime:
+    """The CPU in a GPU's place: what is launched has run when the call returns, and no kernel reads a clock."""
+
+    is_timed = False
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.wake = Wake()
+
+    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(memory.view(np.int32))
+
+    def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def ring_when_done(self) -> None:
+        os.eventfd_write(self.wake.fd, 1)
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        return launch
+
+    def host_ns(self, stamp: int) -> int:
+        return stamp
+
+    def allocated_bytes(self) -> int:
+        return 0
+
+    def memory(self, weights_bytes: int) -> DeviceMemory:
+        return DeviceMemory(total=GIB, free=GIB, weights=0, peak=0, reserved=0)

@@ -1,0 +1,39 @@
+"""Waking a thread that sleeps in poll from one of CUDA's: a C function that adds 1 to an eventfd and needs no
+interpreter, so it neither waits for Python nor holds it up."""
+
+import ctypes
+import os
+
+import numpy as np
+from numba import carray, cfunc, types
+
+_libc_write = ctypes.CDLL(None).write
+_libc_write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+_libc_write.restype = ctypes.c_ssize_t
+
+
+@cfunc(types.void(types.voidptr))  # type: ignore[untyped-decorator]
+def _ring(argument):  # type: ignore[no-untyped-def]
+    record = carray(argument, 2, np.int64)
+    _libc_write(np.int32(record[0]), record[1:].ctypes, 8)
+
+
+class Wake:
+    """An eventfd whose count is how often it was rung and nobody has looked."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._record = np.array([self.fd, 1], np.int64)
+        self.function: int = _ring.address
+        """A C function `void(void *)` that rings; of its `argument`."""
+        self.argument: int = self._record.ctypes.data
+
+    def take(self) -> int:
+        """How often it was rung since the last call."""
+        try:
+            return os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return 0
+
+    def close(self) -> None:
+        os.close(self.fd)
