@@ -87,7 +87,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                        help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
-                        help="auto: cuda where there is a GPU, else cpu; null runs no model, to measure the rest")  # fmt: skip
+                        help="auto: cuda if there is a GPU, else cpu; null runs no model")  # fmt: skip
     engine.add_argument("--null-step-ms", type=float, metavar="MS",
                         help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",

@@ -170,8 +170,8 @@ def _check_cuda_args(args: EngineArgs) -> None:
 def _size_sequences(
     args: EngineArgs, checkpoint: Checkpoint, dtype: Dtype, device: DeviceName, rank_block_bytes: int
 ) -> tuple[int, int]:
-    """Bytes of each rank's KV cache, and the longest sequence. Only a GPU's worker knows what the GPU has room for: there
-    the former is 0 unless it was asked for, and the worker refuses a cache that holds no sequence of that length."""
+    """Bytes of each rank's KV cache, and the longest sequence. Only a GPU's worker knows what the GPU has room for:
+    there the former is 0 unless it was asked for, and the worker refuses a cache that holds no such sequence."""
     limit = checkpoint.model.context_length
     block_bytes = args.tensor_parallel_size * rank_block_bytes
     if device == "cuda" and args.kv_cache_bytes is None:

@@ -14,9 +14,7 @@ def cuda_device_index(rank: int) -> int:
     if torch.version.cuda is None:
         raise NoCudaError(f"torch {torch.__version__} is built without CUDA: install a CUDA build, or use --device cpu")
     if not torch.cuda.is_available():
-        raise NoCudaError(
-            f"torch {torch.__version__} finds no CUDA device (is the NVIDIA driver loaded?): --device cpu"
-        )
+        raise NoCudaError(f"torch {torch.__version__} finds no CUDA device: is its driver loaded? Else --device cpu")
     if importlib.util.find_spec("triton") is None:
         raise NoCudaError("the package triton is missing: pip install 'albireo[cuda]'")
     return rank % torch.cuda.device_count()

@@ -11,6 +11,7 @@ import torch
 
 from albireo.checkpoint import kv_bytes_per_block
 from albireo.checkpoint.shard import shard_model
+from albireo.checkpoint.weight_shapes import weight_bytes
 from albireo.config import WorkerConfig
 from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.cuda.attention import TritonAttention
@@ -64,6 +65,7 @@ class CudaDevice:
         local = shard.local(config.model)
         attention = TritonAttention(local.num_heads, local.num_kv_heads, local.head_dim)
         with torch.inference_mode():
+            runtime.check_weights_fit(weight_bytes(config.model, config.dtype) // config.num_workers)
             model = load_model(config, shard, attention, collectives, report, CudaBackend(runtime.device))
             model.on_layer = beat
             times.end("weights")

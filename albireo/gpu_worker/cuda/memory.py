@@ -34,6 +34,15 @@ class DeviceMemory:
         return cls(total, free, weights, peak, reserved)
 
 
+def check_weights_fit(weights: int, free: int, total: int) -> None:
+    """Before anything is read. Raises OutOfDeviceMemoryError."""
+    if weights > free:
+        raise OutOfDeviceMemoryError(
+            f"the weights need {weights / GIB:.1f} GiB, and {free / GIB:.1f} of the GPU's {total / GIB:.1f} GiB are free"
+            f": choose a smaller model, or spread it with --tensor-parallel-size"
+        )
+
+
 def kv_cache_bytes(memory: DeviceMemory, utilization: float, least_bytes: int) -> int:
     """What `--gpu-memory-utilization` of the device leaves beside the largest step, and what the device has free.
 
@@ -46,9 +55,9 @@ def kv_cache_bytes(memory: DeviceMemory, utilization: float, least_bytes: int) -
         raise OutOfDeviceMemoryError(
             f"the GPU has {memory.total / GIB:.1f} GiB, of which --gpu-memory-utilization {utilization:g} gives "
             f"{memory.total * utilization / GIB:.1f}: weights take {memory.weights / GIB:.1f}, the largest step "
-            f"{(memory.peak - memory.weights) / GIB:.1f}, captured steps {GRAPH_RESERVE_BYTES / GIB:.1f}, other programs "
-            f"{others / GIB:.1f}; {max(0, room) / GIB:.2f} GiB are left for the KV cache, and one sequence of "
-            f"--max-model-len needs {least_bytes / GIB:.2f}: lower --max-model-len or --max-num-batched-tokens, or raise "
-            f"--gpu-memory-utilization"
+            f"{(memory.peak - memory.weights) / GIB:.1f}, captured steps {GRAPH_RESERVE_BYTES / GIB:.1f}, other "
+            f"programs {others / GIB:.1f}; {max(0, room) / GIB:.2f} GiB are left for the KV cache, and one sequence of "
+            f"--max-model-len needs {least_bytes / GIB:.2f}: lower --max-model-len or --max-num-batched-tokens, or "
+            f"raise --gpu-memory-utilization"
         )
     return room

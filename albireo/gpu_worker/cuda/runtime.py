@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from albireo.gpu_worker.cuda.driver import CudaDriver
-from albireo.gpu_worker.cuda.memory import GIB, DeviceMemory
+from albireo.gpu_worker.cuda.memory import GIB, DeviceMemory, check_weights_fit
 from albireo.gpu_worker.cuda.wake import Wake
 
 
@@ -40,6 +40,9 @@ class Runtime(Protocol):
     def host_ns(self, stamp: int) -> int:
         """The device's clock as CLOCK_MONOTONIC."""
 
+    def check_weights_fit(self, nbytes: int) -> None:
+        """Raises OutOfDeviceMemoryError."""
+
     def allocated_bytes(self) -> int:
         """By torch, on the device."""
 
@@ -55,12 +58,12 @@ class CudaRuntime:
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)
         torch.cuda.set_device(self.device)
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         self._driver = CudaDriver()
-        self._stream = torch.cuda.Stream(self.device)
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)
-        self._side = torch.cuda.Stream(self.device)
-        self._event = torch.cuda.Event()
+        self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         self.wake = Wake()
         self._offset_ns = self._calibrate()
@@ -94,6 +97,9 @@ class CudaRuntime:
         now_ns = time.monotonic_ns()
         self._offset_ns = min(self._offset_ns, now_ns - stamp)
         return stamp + self._offset_ns
+
+    def check_weights_fit(self, nbytes: int) -> None:
+        check_weights_fit(nbytes, *torch.cuda.mem_get_info(self.device))
 
     def allocated_bytes(self) -> int:
         return torch.cuda.memory_allocated(self.device)
@@ -140,6 +146,9 @@ class HostRuntime:
 
     def host_ns(self, stamp: int) -> int:
         return stamp
+
+    def check_weights_fit(self, nbytes: int) -> None:
+        pass
 
     def allocated_bytes(self) -> int:
         return 0

@@ -3,6 +3,7 @@ interpreter, so it neither waits for Python nor holds it up."""
 
 import ctypes
 import os
+from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, types
@@ -12,8 +13,8 @@ _libc_write.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 _libc_write.restype = ctypes.c_ssize_t
 
 
-@cfunc(types.void(types.voidptr))  # type: ignore[untyped-decorator]
-def _ring(argument):  # type: ignore[no-untyped-def]
+@cfunc(types.void(types.voidptr))
+def _ring(argument: Any) -> None:
     record = carray(argument, 2, np.int64)
     _libc_write(np.int32(record[0]), record[1:].ctypes, 8)
 

@@ -1,5 +1,5 @@
-"""The kernels at both ends of a step: a plan's changes reach the request state, inputs follow from it, results reach the
-token ring."""
+"""The kernels at both ends of a step: a plan's changes reach the request state, inputs follow from it, results reach
+the token ring."""
 
 import os
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def test_word_offsets_are_the_layout_s() -> None:
                          (layout.TOKEN_ROW, finish_kernels.ROW_WORDS)]:  # fmt: skip
         assert record.itemsize == 4 * size.value
     assert layout.ADMISSION["stop_ids"].shape == (finish_kernels.MAX_STOP_IDS.value,)
-    assert (Finish.EOS, Finish.STOP_TOKEN) == (finish_kernels.EOS.value, finish_kernels.STOP_TOKEN.value)
+    assert (finish_kernels.EOS.value, finish_kernels.STOP_TOKEN.value) == (Finish.EOS, Finish.STOP_TOKEN)
 
 
 @dataclass

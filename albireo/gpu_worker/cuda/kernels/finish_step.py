@@ -3,8 +3,9 @@ the token ring in host memory."""
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import globaltimer
 
-from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP, globaltimer
+from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP
 
 GENERATION = tl.constexpr(1)
 NUM_EOS_IDS = tl.constexpr(8)

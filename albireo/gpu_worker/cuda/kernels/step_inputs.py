@@ -2,8 +2,9 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import globaltimer
 
-from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP, globaltimer
+from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP
 
 LANES = tl.constexpr(256)
 
