@@ -10,7 +10,7 @@ from albireo.gpu_worker.cuda.linear import CudaLinear
 from albireo.gpu_worker.cuda.skinny import SkinnyTiles, skinny_product
 
 DTYPES = [torch.float32, torch.bfloat16]
-SHAPES = [(64, 256), (37, 200), (5, 1104), (1, 8)]
+SHAPES = [(16, 256), (37, 200), (5, 1104), (1, 8)]
 """Whole tiles; neither outputs nor inputs whole tiles; several steps, the last not full; less than a tile."""
 
 
@@ -117,7 +117,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("shape", [(64, 256), (38, 200), (10, 1104)])
+@pytest.mark.parametrize("shape", [(16, 256), (38, 200), (10, 1104)])
 @pytest.mark.parametrize("stages", [1, 3])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_fused_products_have_the_bits_of_the_kernels_one_by_one(

@@ -36,7 +36,7 @@ def _load_input(x, norm_weight, scale, at, K: tl.constexpr, NORMED: tl.constexpr
 
 @triton.jit
 def _store(
-    total, up_total, bias, residual, out, n, N: tl.constexpr,
+    total, up_total, bias, residual, out, n, N,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """The threads' sums together, and what follows the product; rounded and stored."""
@@ -56,7 +56,7 @@ def _store(
     tl.store(out + n, result.to(element), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def gemv_kernel(
     x,  # [K]
     weight,  # [N, K], or [2 * N, K] if GATED: gates, then ups; contiguous
@@ -65,7 +65,7 @@ def gemv_kernel(
     out,  # [N]
     norm_weight,  # [K], read if NORMED
     eps,
-    N: tl.constexpr,
+    N,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -89,7 +89,7 @@ def gemv_kernel(
     k = tl.arange(0, BLOCK_K)[None, :]
     # rows past the end are read as the last one and not stored
     tile = weight + tl.minimum(n, N - 1).to(tl.int64)[:, None] * K + k
-    up_tile = tile + N * K if GATED else tile
+    up_tile = tile + N.to(tl.int64) * K if GATED else tile
     total = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), tl.float32)
     up_total = tl.zeros((BLOCK_N, BLOCK_K // VECTOR), tl.float32)
     scale = 1.0

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "N"])
 def skinny_kernel(
     x,  # [num_rows, K], rows x_stride elements apart
     weight,  # [N, K], contiguous
@@ -13,7 +13,7 @@ def skinny_kernel(
     out,  # [num_rows, N], contiguous
     num_rows,
     x_stride,
-    N: tl.constexpr,
+    N,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
