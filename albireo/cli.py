@@ -92,10 +92,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
                         help="ranks, each with 1/T of the model")  # fmt: skip
-    engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"], default="local",
-                        help="ranks sample: where the logits lie; a slice of the rows each; all rows each")  # fmt: skip
-    engine.add_argument("--collectives", choices=["shm", "gloo"], default="shm",
-                        help="what ranks exchange through; gloo does not tell which of them is stuck")  # fmt: skip
+    engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"],
+                        help="ranks sample: where the logits lie (the default but on GPUs); a slice of the rows each "
+                             "(on GPUs); all rows each")  # fmt: skip
+    engine.add_argument("--collectives", choices=["shm", "gloo", "nccl"],
+                        help="what ranks exchange through (default: shm; on GPUs nccl); gloo and nccl do not "
+                             "tell which of them is stuck")  # fmt: skip
     engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
                         help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
     engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")

@@ -16,7 +16,7 @@ Dtype = Literal["bfloat16", "float32"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 SamplingMode = Literal["local", "sequence-parallel", "gathered"]
 """How t ranks sample (`gpu_worker.sampling.modes`)."""
-CollectivesKind = Literal["shm", "gloo"]
+CollectivesKind = Literal["shm", "gloo", "nccl"]
 DeviceName = Literal["cpu", "cuda", "null"]
 """Where steps run; `null` runs no model (`gpu_worker.null_device`)."""
 

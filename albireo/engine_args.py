@@ -44,8 +44,8 @@ class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_bytes: int | None = None
     cpu_threads: int | None = None
     tensor_parallel_size: int = 1
-    sampling_mode: SamplingMode = "local"
-    collectives: CollectivesKind = "shm"
+    sampling_mode: SamplingMode | None = None
+    collectives: CollectivesKind | None = None
     device: Literal["auto", "cpu", "null", "cuda"] = "auto"
     null_step_ms: float | None = None
     gpu_memory_utilization: float | None = None
@@ -117,8 +117,8 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
             enable_prefix_caching=args.enable_prefix_caching,
         ),
         num_workers=args.tensor_parallel_size,
-        sampling_mode=args.sampling_mode,
-        collectives=args.collectives,
+        sampling_mode=args.sampling_mode or ("sequence-parallel" if device == "cuda" else "local"),
+        collectives=args.collectives or ("nccl" if device == "cuda" else "shm"),
         kv_cache_bytes=kv_cache_bytes,
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
         num_threads=num_threads,
@@ -134,6 +134,8 @@ def _choose_device(args: EngineArgs) -> DeviceName:
     device: DeviceName = _default_device() if args.device == "auto" else args.device
     if device == "cuda":
         _check_cuda_args(args)
+    elif args.collectives == "nccl":
+        raise StartupError(f"--collectives nccl is for --device cuda, not for {device}", exit_code=2)
     elif args.gpu_memory_utilization is not None or args.enforce_eager:
         flag = "--enforce-eager" if args.enforce_eager else "--gpu-memory-utilization"
         raise StartupError(f"{flag} is for --device cuda, not for {device}", exit_code=2)
@@ -165,6 +167,18 @@ def _check_cuda_args(args: EngineArgs) -> None:
         )
     if args.cpu_threads is not None:
         raise StartupError("--cpu-threads is for --device cpu, not for cuda", exit_code=2)
+    if args.tensor_parallel_size == 1:
+        return
+    if args.sampling_mode == "local":
+        raise StartupError(
+            "--sampling-mode local is for --device cpu: what it exchanges depends on what is drawn, which a captured "
+            "step cannot; sequence-parallel and gathered run on GPUs",
+            exit_code=2,
+        )
+    if args.collectives == "shm":
+        raise StartupError("--collectives shm is for --device cpu: nccl and gloo run on GPUs", exit_code=2)
+    if args.collectives == "gloo" and not args.enforce_eager:
+        raise StartupError("--collectives gloo cannot be captured on a GPU: add --enforce-eager", exit_code=2)
 
 
 def _size_sequences(

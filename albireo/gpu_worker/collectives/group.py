@@ -17,19 +17,19 @@ def make_collectives(
 ) -> Collectives:
     """This rank's end of the group that `config` describes; `heartbeat` is its WORKER_HEARTBEAT [1].
 
-    Gloo meets in a file of `run_dir`, which is the engine's own. Imports only what is asked for: a rank alone needs
-    neither kernels nor torch.distributed."""
+    Gloo and NCCL meet in a file of `run_dir`, which is the engine's own. Imports only what is asked for: a rank
+    alone needs neither kernels nor torch.distributed."""
     if config.num_workers == 1:
         return Alone()
     return RecordedCollectives(_make_group(config, heartbeat, clock_ns), recorder, clock_ns)
 
 
 def _make_group(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Callable[[], int]) -> Collectives:
-    if config.collectives == "gloo":
+    if config.collectives != "shm":
         from albireo.gpu_worker.collectives.gloo import TorchCollectives
 
         init_file = Path(config.run_dir) / "collectives"
-        return TorchCollectives("gloo", init_file, config.rank, config.num_workers, heartbeat, clock_ns)
+        return TorchCollectives(config.collectives, init_file, config.rank, config.num_workers, heartbeat, clock_ns)
     from albireo.gpu_worker.collectives.shm import ShmCollectives
 
     return ShmCollectives(config.segments.collectives, config.rank, config.num_workers, heartbeat, clock_ns)

@@ -18,6 +18,7 @@ from albireo.gpu_worker.cuda.attention import TritonAttention
 from albireo.gpu_worker.cuda.backend import CudaBackend
 from albireo.gpu_worker.cuda.decode_graphs import DecodeGraphs, bucket_sizes
 from albireo.gpu_worker.cuda.memory import GIB, kv_cache_bytes
+from albireo.gpu_worker.cuda.rank_samplers import make_step_sampler
 from albireo.gpu_worker.cuda.rings import MappedRings
 from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.gpu_worker.cuda.sampler import CudaSampler
@@ -72,9 +73,12 @@ class CudaDevice:
             report("preparing kernels", 0.0)
             rings = MappedRings.of(runtime, scheduler, config.num_workers, config.rank, config.segments)
             self._state, self._host = CudaState(scheduler, rings, runtime.device), HostState(scheduler)
-            self._sampler = CudaSampler(
+            whole_rows = CudaSampler(
                 config.model.vocab_size, self._state.admissions, scheduler.max_num_seqs, scheduler.max_model_len,
                 runtime.device,
+            )  # fmt: skip
+            self._sampler = make_step_sampler(
+                config.sampling_mode, whole_rows, collectives, config.model.vocab_size
             )  # fmt: skip
             one_block = KVCache(local, 1, scheduler.block_size, dtype, runtime.device)
             self._launcher = StepLauncher(

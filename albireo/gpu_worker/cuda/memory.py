@@ -38,8 +38,8 @@ def check_weights_fit(weights: int, free: int, total: int) -> None:
     """Before anything is read. Raises OutOfDeviceMemoryError."""
     if weights > free:
         raise OutOfDeviceMemoryError(
-            f"the weights need {weights / GIB:.1f} GiB, and {free / GIB:.1f} of the GPU's {total / GIB:.1f} GiB are free"
-            f": choose a smaller model, or spread it with --tensor-parallel-size"
+            f"the weights need {weights / GIB:.1f} GiB, and {free / GIB:.1f} of the GPU's {total / GIB:.1f} GiB are "
+            f"free: choose a smaller model, or spread it with --tensor-parallel-size"
         )
 
 

@@ -18,9 +18,9 @@ from albireo.gpu_worker.attention.interface import Attention
 from albireo.gpu_worker.cuda.kernels.finish_step import finish_step
 from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP, stamp
 from albireo.gpu_worker.cuda.kernels.step_inputs import LANES, chunk_inputs, decode_inputs
+from albireo.gpu_worker.cuda.rank_samplers import StepSampler
 from albireo.gpu_worker.cuda.rings import MappedRings
 from albireo.gpu_worker.cuda.runtime import Runtime
-from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.cuda.state import CudaState, HostState
 from albireo.gpu_worker.cuda.step_buffers import Int32s, Staging, StepBuffers
 from albireo.gpu_worker.kv_cache import KVCache
@@ -68,7 +68,7 @@ class StepLauncher:
         model: DecoderModel,
         kv: KVCache,
         attention: Attention,
-        sampler: CudaSampler,
+        sampler: StepSampler,
     ) -> None:
         self._config = config
         self._rings = rings
