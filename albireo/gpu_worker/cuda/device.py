@@ -64,7 +64,7 @@ class CudaDevice:
         scheduler, times = config.scheduler, StageTimes()
         shard, dtype = shard_model(config.model, config.rank, config.num_workers), TORCH_DTYPES[config.dtype]
         local = shard.local(config.model)
-        attention = TritonAttention(local.num_heads, local.num_kv_heads, local.head_dim)
+        attention = TritonAttention(runtime.num_multiprocessors)
         with torch.inference_mode():
             runtime.check_weights_fit(weight_bytes(config.model, config.dtype) // config.num_workers)
             model = load_model(config, shard, attention, collectives, report, CudaBackend(runtime.device))

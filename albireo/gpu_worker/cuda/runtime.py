@@ -22,6 +22,7 @@ class Runtime(Protocol):
     device: torch.device
     wake: Wake
     """Rung once for each `ring_when_done`."""
+    num_multiprocessors: int
     is_timed: bool
     """Whether kernels note the device's clock."""
 
@@ -58,6 +59,7 @@ class CudaRuntime:
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)
         torch.cuda.set_device(self.device)
+        self.num_multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         torch.cuda.init()  # type: ignore[no-untyped-call]
         self._driver = CudaDriver()
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -127,6 +129,7 @@ class HostRuntime:
     """The CPU in a GPU's place: what is launched has run when the call returns, and no kernel reads a clock."""
 
     is_timed = False
+    num_multiprocessors = 4
     device = torch.device("cpu")
 
     def __init__(self) -> None:
