@@ -53,8 +53,7 @@ class DeviceUse:
         self._record = record.data.cast("B").cast("q")
         self._busy_ns = 0
         self._energy_start_mj: int | None = None
-        self._record[_BUSY_NS] = 0
-        self._publish(Figure.BUSY, {})
+        self._publish(Figure.BUSY, {"busy_ns": 0})
 
     def add_busy(self, time_ns: int) -> None:
         """A step took so long on the device (`end_ns - begin_ns`). Two stores; called once a step."""
@@ -80,10 +79,7 @@ class DeviceUse:
         self._publish(valid, fields)
 
     def _publish(self, valid: int, fields: dict[str, int]) -> None:
-        record, place = self._record, _FIELDS["valid"]
-        record[place] &= valid
-        fence()
         for name, value in fields.items():
-            record[_FIELDS[name]] = value
+            self._record[_FIELDS[name]] = value
         fence()
-        record[place] = valid
+        self._record[_FIELDS["valid"]] = valid

@@ -231,9 +231,9 @@ DEVICE_USE: Final = record(
 worker. Readers: frontends, on /metrics; each field is read on its own.
 
 `valid`: the `shm.device_use.Figure`s that are there; the others' fields mean nothing. Publish order: the fields, a
-fence, `valid`; what is no longer there leaves `valid` first. `read_ns`: CLOCK_MONOTONIC, just before the driver was
-asked. `energy_mj`: millijoules of the whole GPU since its driver was loaded, `energy_start_mj` of them before the
-worker's first reading. `utilization_perc` is of 100. `busy_ns`: sum of the times that steps took on the device."""
+fence, `valid`. `read_ns`: CLOCK_MONOTONIC, just before the driver was asked. `energy_mj`: millijoules of the whole GPU
+since its driver was loaded, `energy_start_mj` of them before the worker's first reading. `utilization_perc` is of 100.
+`busy_ns`: sum of the times that steps took on the device."""
 
 KIND_COLLECTIVES: Final = 4
 

@@ -19,23 +19,26 @@ ROWS = ("GPU energy (J)", "Joules per output token", "GPU busy with steps")
 
 
 class FakeGpus:
-    """Two GPUs that draw 100 W and 200 W and work half of the time, read every 0.1 s; fields may be changed."""
+    """Two GPUs that draw 100 W and 200 W and work half of the time, read whenever /metrics is asked for the third time,
+    the sixth and so on; fields may be changed."""
 
     def __init__(self) -> None:
         self.born_s = time.monotonic()
         self.shown: tuple[str, ...] = ("energy_joules_total", "gpu_busy_seconds_total", "gpu_reading_age_seconds")
         self.energy_ranks: tuple[int, ...] = (0, 1)
-        self.reads_until_s = float("inf")
+        self.max_reads = 100
         self.num_asked = 0
+        self.read_s = 0.0
 
     def text(self) -> str:
         self.num_asked += 1
         now_s = time.monotonic() - self.born_s
-        read_s = min(now_s // 0.1 * 0.1, self.reads_until_s)
+        if self.num_asked % 3 == 0 and self.num_asked // 3 <= self.max_reads:
+            self.read_s = now_s
         lines = ["# HELP other:thing something else", 'other:thing{a="b"} 1.0']
         for rank in range(2):
-            values = {"energy_joules_total": 100.0 * (rank + 1) * read_s, "gpu_busy_seconds_total": 0.5 * now_s}
-            values["gpu_reading_age_seconds"] = now_s - read_s
+            values = {"energy_joules_total": 100.0 * (rank + 1) * self.read_s, "gpu_busy_seconds_total": 0.5 * now_s}
+            values["gpu_reading_age_seconds"] = now_s - self.read_s
             for name in self.shown:
                 if name != "energy_joules_total" or rank in self.energy_ranks:
                     lines.append(f'albireo:{name}{{engine="0",model_name="m",rank="{rank}"}} {values[name]!r}')
@@ -73,6 +76,7 @@ def test_energy_holds_the_run_and_is_printed_and_saved(
     record = bench(server, tmp_path)
     gpu = record["gpu"]
     assert gpu["num_gpus"] == 2
+    assert gpus.num_asked == 6  # until a reading from after the beginning, and one from after the end
     assert record["duration"] <= gpu["energy_s"] < record["duration"] + 1
     assert gpu["energy_j"] == pytest.approx(300 * gpu["energy_s"], rel=0.1)
     assert gpu["joules_per_output_token"] == gpu["energy_j"] / 160
@@ -114,7 +118,7 @@ def test_energy_that_is_no_longer_read_is_not_told(
     server: FakeServer, gpus: FakeGpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_FRESH_TIMEOUT_S", 0.3)
-    gpus.reads_until_s = time.monotonic() - gpus.born_s + 0.35  # once more, for the beginning
+    gpus.max_reads = 1  # for the beginning
     assert bench(server, tmp_path)["gpu"].keys() == {"num_gpus", "busy_share"}
 
 
