@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from albireo import child
 from albireo.bench.engine_process import EngineProcess, EngineProcessError
+from albireo.bench.gpu_use import joules_per_output_token
 from albireo.bench.medians import median_of
 from albireo.bench.metrics import summarise
 from albireo.bench.serve import ServeRun, serve_bench
@@ -57,6 +58,10 @@ class Turn(Struct, frozen=True):
     decode_throughput: float
     """Tokens per second while the measured steps ran."""
     overlap: Overlap
+    gpu_busy_share: float | None = None
+    """Of the whole run. None where the server says nothing of its GPUs; so for the next."""
+    joules_per_output_token: float | None = None
+    """Energy of the whole run over its output tokens."""
 
 
 def settings_from(args: argparse.Namespace, serve_flags: Sequence[str]) -> BreakdownSettings:
@@ -127,11 +132,14 @@ def _turn(settings: BreakdownSettings, run_ahead: int) -> Turn:
     if settings.gantt_dir is not None:
         _draw(settings, run_ahead, logs, steps)
     overlap = measure(logs, steps)
+    metrics = summarise(run.outcomes, {})
     return Turn(
         run_ahead,
-        summarise(run.outcomes, {}).output_throughput,
+        metrics.output_throughput,
         settings.batch * 1e6 / overlap.period.mean_us,
         overlap,
+        None if run.gpu is None else run.gpu.busy_share,
+        joules_per_output_token(run.gpu, metrics),
     )
 
 

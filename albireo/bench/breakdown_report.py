@@ -13,7 +13,7 @@ from albireo.bench.report import save_result
 from albireo.trace.overlap import PartTime
 from albireo.trace.text_table import aligned, markdown
 
-_FIGURES: tuple[tuple[str, Callable[[Turn], float], str], ...] = (
+_FIGURES: tuple[tuple[str, Callable[[Turn], float | None], str], ...] = (
     ("exposed, share of the step", lambda turn: turn.overlap.gap_share, "{:.2%}"),
     ("exposed, us per step: mean", lambda turn: turn.overlap.gap.mean_us, "{:.0f}"),
     ("... p50", lambda turn: turn.overlap.gap.p50_us, "{:.0f}"),
@@ -38,6 +38,8 @@ _FIGURES: tuple[tuple[str, Callable[[Turn], float], str], ...] = (
     ("speed-up bound of the former, t = 2", lambda turn: turn.overlap.non_scalable.speed_up_bounds[2], "{:.2f}"),
     ("... t = 4", lambda turn: turn.overlap.non_scalable.speed_up_bounds[4], "{:.2f}"),
     ("... t = 8", lambda turn: turn.overlap.non_scalable.speed_up_bounds[8], "{:.2f}"),
+    ("GPU busy with steps, share of the whole run", lambda turn: turn.gpu_busy_share, "{:.2%}"),
+    ("joules per output token of the whole run", lambda turn: turn.joules_per_output_token, "{:.4g}"),
     ("steps measured, per round", lambda turn: turn.overlap.num_steps, "{:.0f}"),
 )
 _NO_PART = PartTime("", "", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -99,11 +101,15 @@ def _figure_table(settings: BreakdownSettings, turns: Sequence[Turn]) -> tuple[l
     for name, figure, form in _FIGURES:
         cells = []
         for run_ahead in settings.run_aheads:
-            values = [figure(turn) for turn in turns if turn.run_ahead == run_ahead]
-            cell = form.format(figure(of_run_ahead(turns, run_ahead)))
+            values = [v for turn in turns if turn.run_ahead == run_ahead and (v := figure(turn)) is not None]
+            middle = figure(of_run_ahead(turns, run_ahead))
+            if middle is None:
+                continue
+            cell = form.format(middle)
             spread = f" ({form.format(min(values))}–{form.format(max(values))})" if settings.rounds > 1 else ""
             cells.append(cell + spread)
-        rows.append([name, *cells])
+        if len(cells) == len(settings.run_aheads):  # a figure that the server did not give everywhere has no row
+            rows.append([name, *cells])
     return header, rows
 
 

@@ -21,6 +21,18 @@ class ResponseSink(Protocol):
     def feed(self, data: bytes, now_ns: int) -> None: ...
 
 
+class KeptBody:
+    """A sink that keeps a small response, up to `max_bytes` of it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.status = 0
+        self.content = b""
+        self._max_bytes = max_bytes
+
+    def feed(self, data: bytes, now_ns: int) -> None:
+        self.content += data[: self._max_bytes - len(self.content)]
+
+
 class HttpConnection(asyncio.Protocol):
     """One connection, one request at a time. Its owner is the pool; all of it runs on the event loop's thread."""
 

@@ -10,7 +10,8 @@ S = TypeVar("S", bound=Struct)
 
 
 def median_of(values: Sequence[S]) -> S:
-    """A record whose every number is the median of the given records' numbers; texts are the first one's.
+    """A record whose every number is the median of the given records' numbers; texts are the first one's. A number that
+    any of them lacks (None) has no median.
 
     In lists of records those of the same texts belong together; one that is in some lists only has the median of these.
     """
@@ -19,6 +20,8 @@ def median_of(values: Sequence[S]) -> S:
 
 def _median(values: Sequence[object]) -> object:
     first = values[0]
+    if any(value is None for value in values):
+        return None
     if isinstance(first, Struct):
         return type(first)(*(_median([getattr(value, name) for value in values]) for name in first.__struct_fields__))
     if isinstance(first, dict):

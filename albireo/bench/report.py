@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from albireo.bench.gpu_use import joules_per_output_token
 from albireo.bench.machine import describe_machine, describe_versions
 from albireo.bench.metrics import RunMetrics, distribution
 from albireo.bench.self_watch import bottleneck_warnings
@@ -86,6 +87,9 @@ def result_record(
     client = msgspec.to_builtins(run.client)
     shares = {"cpu_share": run.client.cpu_share, "cpu_us_per_chunk": run.client.cpu_us_per_chunk}
     record["client"] = client | shares | {"connections_opened": run.connections_opened}
+    if run.gpu is not None:
+        figures = msgspec.to_builtins(run.gpu) | {"joules_per_output_token": joules_per_output_token(run.gpu, metrics)}
+        record["gpu"] = {name: value for name, value in figures.items() if value is not None}
     record["remarks"] = remarks(settings, run, metrics)
     record["machine"], record["versions"] = describe_machine(), describe_versions()
     return record | _per_request(run) if detailed else record
@@ -148,4 +152,20 @@ def _summary_rows(settings: ServeBenchSettings, run: ServeRun, metrics: RunMetri
     busy = f"{client.cpu_share:.1%} of a core, {client.cpu_us_per_chunk:.1f} us per chunk"
     rows.append(("Client CPU", busy))
     rows.append(("Client loop lag (ms)", f"mean {client.lag_mean_ms:.2f}, p99 {client.lag_p99_ms:.2f}"))
+    return rows + _gpu_rows(run, metrics)
+
+
+def _gpu_rows(run: ServeRun, metrics: RunMetrics) -> list[tuple[str, str]]:
+    """What the server said of its GPUs; a figure that it did not say has no row."""
+    gpu, rows = run.gpu, []
+    if gpu is None:
+        return []
+    if gpu.energy_j is not None and gpu.energy_s is not None:
+        rows.append(("GPU energy (J)", f"{gpu.energy_j:.1f} in {gpu.energy_s:.1f} s"))
+    per_token = joules_per_output_token(run.gpu, metrics)
+    if per_token is not None:
+        rows.append(("Joules per output token", f"{per_token:.4g}"))
+    if gpu.busy_share is not None:
+        mean = f", mean of {gpu.num_gpus}" if gpu.num_gpus > 1 else ""
+        rows.append(("GPU busy with steps", f"{gpu.busy_share:.1%} of the run{mean}"))
     return rows

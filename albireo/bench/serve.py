@@ -11,7 +11,8 @@ from msgspec import Struct
 from tokenizers import Tokenizer
 
 from albireo.bench.arrivals import arrival_times_s
-from albireo.bench.connection import ConnectionPool
+from albireo.bench.connection import ConnectionPool, KeptBody
+from albireo.bench.gpu_use import GpuUse, GpuWatch
 from albireo.bench.http_requests import completion_body, http_request
 from albireo.bench.load import offer
 from albireo.bench.outcome import RequestOutcome, judge
@@ -38,6 +39,8 @@ class ServeRun(Struct, frozen=True):
     connections_opened: int
     """During the measured part; a request that needed one waited for it."""
     warmup_s: float
+    gpu: GpuUse | None = None
+    """None when the server says nothing of its GPUs."""
 
 
 class _ServedModel(Struct):
@@ -47,17 +50,6 @@ class _ServedModel(Struct):
 
 class _ServedModels(Struct):
     data: list[_ServedModel]
-
-
-class _Body:
-    """A small response, kept whole."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.content = b""
-
-    def feed(self, data: bytes, now_ns: int) -> None:
-        self.content += data[: _MAX_MODELS_BYTES - len(self.content)]
 
 
 def serve_bench(settings: ServeBenchSettings, api_key: str | None) -> ServeRun:
@@ -92,17 +84,21 @@ async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: 
     requests = [_request(pool, settings, headers, model, prompt) for prompt in prompts]
     due_s = arrival_times_s(len(requests), settings.request_rate, settings.burstiness, settings.seed).tolist()
     print(f"measuring {len(requests)} requests to {settings.base_url}", file=sys.stderr, flush=True)
+    gpu = GpuWatch(pool, headers)
+    await gpu.begin()
     opened_before = pool.opened
     with SelfWatch() as watch:
         streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
+    opened = pool.opened - opened_before
+    gpu_use = await gpu.end()
     outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, prompts, strict=True)]
     client = watch.load(sum(len(stream.chunk_ns) for stream in streams))
-    return ServeRun(model, tokenizer_name, prompts, outcomes, client, pool.opened - opened_before, warmup_s)
+    return ServeRun(model, tokenizer_name, prompts, outcomes, client, opened, warmup_s, gpu_use)
 
 
 async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _ServedModel:
     path = pool.url.path.rstrip("/") + "/v1/models"
-    body = _Body()
+    body = KeptBody(_MAX_MODELS_BYTES)
     async with asyncio.timeout(_MODELS_TIMEOUT_S):
         await pool.request(http_request("GET", path, pool.url.netloc, headers), body)
     if body.status == 503:

@@ -10,12 +10,14 @@ from albireo.frontend.auth import ApiKeyMiddleware
 from albireo.frontend.chat import ChatCompletions
 from albireo.frontend.completions import Completions
 from albireo.frontend.error_boundary import ErrorBoundary
+from albireo.frontend.gpu_metrics import GpuMetrics
 from albireo.frontend.health import health, live, ready
 from albireo.frontend.json_response import send_json
 from albireo.frontend.metrics import MetricsCollector
 from albireo.frontend.models import Models
 from albireo.frontend.part_metrics import PartMetrics
 from albireo.frontend.service import Service
+from albireo.shm.stats import EngineStats
 
 
 def build_app(service: Service) -> ASGIApp:
@@ -48,6 +50,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(MetricsCollector(service.model_name, service.stats, service.metrics))
         self._registry.register(PartMetrics(service.model_name, service.config.segments.flight.values()))
+        devices = EngineStats(service.config.segments.stats).devices
+        self._registry.register(GpuMetrics(service.model_name, devices, service.clock_ns))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = generate_latest(self._registry)

@@ -20,7 +20,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 3
+VERSION: Final = 4
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -215,6 +215,25 @@ advance is stuck by itself. `step`: the last one
 finished; `running_step`: the one under way, 0 between steps. `collective`: how many this rank has begun.
 `waiting_for`: 1 + the rank that it waits for in a collective, 0 when it does not wait; `waiting_in`: which kind of
 collective (`messages.CollectiveKind`)."""
+
+DEVICE_USE: Final = record(
+    CACHE_LINE,
+    valid=("<i8", 0),
+    read_ns=("<i8", 8),
+    energy_start_mj=("<i8", 16),
+    energy_mj=("<i8", 24),
+    utilization_perc=("<i8", 32),
+    memory_used_bytes=("<i8", 40),
+    power_mw=("<i8", 48),
+    busy_ns=("<i8", 56),
+)
+"""What a rank's GPU uses and has used; one per worker, in the stats segment behind all WORKER_HEARTBEAT. Writer: that
+worker. Readers: frontends, on /metrics; each field is read on its own.
+
+`valid`: the `shm.device_use.Figure`s that are there; the others' fields mean nothing. Publish order: the fields, a
+fence, `valid`. `read_ns`: CLOCK_MONOTONIC, just before the driver was asked. `energy_mj`: millijoules of the whole GPU
+since its driver was loaded, `energy_start_mj` of them before the worker's first reading. `utilization_perc` is of 100.
+`busy_ns`: sum of the times that steps took on the device."""
 
 KIND_COLLECTIVES: Final = 4
 

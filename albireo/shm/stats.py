@@ -1,4 +1,4 @@
-"""The engine's counters and heartbeats in shared memory: written in place, read by anyone at any time."""
+"""The engine's counters, heartbeats and GPUs in shared memory: written in place, read by anyone at any time."""
 
 from typing import Any
 
@@ -10,9 +10,8 @@ from albireo.shm.segment import Segment
 
 def stats_bytes(num_workers: int) -> int:
     """Size of the stats segment."""
-    return (
-        layout.SEGMENT_HEADER.itemsize + layout.ENGINE_STATS.itemsize + num_workers * layout.WORKER_HEARTBEAT.itemsize
-    )
+    per_worker = layout.WORKER_HEARTBEAT.itemsize + layout.DEVICE_USE.itemsize
+    return layout.SEGMENT_HEADER.itemsize + layout.ENGINE_STATS.itemsize + num_workers * per_worker
 
 
 def initialise(fd: int, num_workers: int) -> None:
@@ -21,8 +20,8 @@ def initialise(fd: int, num_workers: int) -> None:
 
 
 class EngineStats:
-    """Views of the stats segment: `engine` (ENGINE_STATS[1], the coordinator writes) and `workers`
-    (WORKER_HEARTBEAT[num_workers], each worker writes its own)."""
+    """Views of the stats segment: `engine` (ENGINE_STATS[1], the coordinator writes), `workers` and `devices`
+    (WORKER_HEARTBEAT[num_workers], DEVICE_USE[num_workers], each worker writes its own)."""
 
     def __init__(self, fd: int) -> None:
         segment = Segment(fd)
@@ -32,3 +31,5 @@ class EngineStats:
         offset += layout.ENGINE_STATS.itemsize
         num_workers = int(segment.header()["num_consumers"][0])
         self.workers: npt.NDArray[Any] = segment.array(layout.WORKER_HEARTBEAT, offset, num_workers)
+        offset += num_workers * layout.WORKER_HEARTBEAT.itemsize
+        self.devices: npt.NDArray[Any] = segment.array(layout.DEVICE_USE, offset, num_workers)

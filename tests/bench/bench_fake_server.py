@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ class FakeServer:
     """Chunks after which the connection is closed in the middle of the stream."""
     close_after_response: bool = False
     """Says keep-alive and closes all the same, as a server does whose idle timeout has run out."""
+    metrics: Callable[[], str] | None = None
+    """Text of /metrics; None is a server that has none."""
     bodies: list[dict[str, object]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     connections: int = 0
@@ -59,6 +61,10 @@ class FakeServer:
             return False
         if path == "/v1/models":
             _respond(writer, 200, {"object": "list", "data": [{"id": "fake", "root": self.root}]})
+            return False
+        if path == "/metrics" and self.metrics is not None:
+            content = self.metrics().encode()
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
             return False
         if path != "/v1/completions":
             _respond(writer, 404, {"error": {"message": "no such route"}})

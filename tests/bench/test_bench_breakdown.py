@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from albireo.bench.breakdown import Turn, parse_run_aheads
+from albireo.bench.breakdown import BreakdownSettings, Turn, parse_run_aheads
+from albireo.bench.breakdown_report import report
 from albireo.bench.medians import median_of
 from albireo.bench.settings import SettingsError
 from albireo.cli import main
@@ -25,6 +26,20 @@ def test_every_figure_is_its_median_and_a_part_counts_where_it_is() -> None:
     middle = median_of([turn(1.0, "FORWARD"), turn(9.0, "FORWARD", "SAMPLE"), turn(5.0, "FORWARD")])
     parts = [*turn(5.0, "FORWARD").overlap.parts, *turn(9.0, "SAMPLE").overlap.parts]
     assert middle == replace(turn(5.0), overlap=replace(turn(5.0).overlap, parts=parts))
+
+
+def test_a_figure_that_a_round_lacks_has_no_median_and_no_row() -> None:
+    settings = BreakdownSettings("m", 1, 1, 8, 1, 0.0, (2,), 1, "local", (), 2, None)
+    plain = turn(1.0)
+    limits = replace(plain.overlap.non_scalable, speed_up_bounds={2: 1.0, 4: 1.0, 8: 1.0})
+    plain = replace(plain, overlap=replace(plain.overlap, non_scalable=limits))
+    metered = [replace(plain, gpu_busy_share=0.5, joules_per_output_token=joules) for joules in (0.25, 0.75)]
+    assert "| joules per output token of the whole run | 0.5 (0.25–0.75) |" in report(settings, metered, True)
+    assert "| GPU busy with steps, share of the whole run | 50.00% (50.00%–50.00%) |" in report(settings, metered, True)
+    half = [metered[0], replace(metered[1], joules_per_output_token=None)]
+    assert "joules" not in report(settings, half, True)
+    assert "GPU busy" in report(settings, half, True)
+    assert "GPU busy" not in report(settings, [plain, plain], True)
 
 
 def test_run_aheads_are_different_numbers() -> None:

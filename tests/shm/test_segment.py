@@ -66,7 +66,10 @@ def test_stats_written_by_one_process_are_read_by_another() -> None:
     writer.engine["num_running"] = 5
     writer.workers["step"][2] = 9
     assert reader.engine["num_running"][0] == 5
+    writer.devices["busy_ns"] = [1, 2, 3]
     assert reader.workers["step"].tolist() == [0, 0, 9]
+    assert reader.devices["busy_ns"].tolist() == [1, 2, 3]
+    assert reader.engine["num_running"][0] == 5
     os.close(fd)
 
 
