@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import zmq
 
@@ -55,16 +56,22 @@ def run(config: WorkerConfig) -> None:
     child.settle()
     control.send(WorkerReady(made.num_kv_blocks, made.name))
     try:
-        serve(worker, bell, control, made.wake_fd)
+        serve(worker, bell, control, made.wake_fd, made.on_pause)
     except made.group_closed_errors:
         # another rank heard Stop first and left in the middle of a step; it is on its way to this one
         log.debug("another rank has left the group")
     made.close()
 
 
-def serve(worker: Worker | StreamWorker, bell: "zmq.Socket[bytes]", control: child.Control, wake_fd: int = -1) -> None:
-    """Steps until Stop; `wake_fd`: as of `MadeDevice`. Raises what the device raises, as when another rank has left the
-    group."""
+def serve(
+    worker: Worker | StreamWorker,
+    bell: "zmq.Socket[bytes]",
+    control: child.Control,
+    wake_fd: int = -1,
+    on_pause: Callable[[], None] = lambda: None,
+) -> None:
+    """Steps until Stop; `wake_fd`, `on_pause`: as of `MadeDevice`. Raises what the device raises, as when another rank
+    has left the group."""
     poller = zmq.Poller()
     for socket in (bell, control.socket):
         poller.register(socket, zmq.POLLIN)
@@ -75,6 +82,7 @@ def serve(worker: Worker | StreamWorker, bell: "zmq.Socket[bytes]", control: chi
         sockets.drain(bell)
         while worker.step():
             last_step_ns = time.monotonic_ns()
+        on_pause()
         is_idle = time.monotonic_ns() - last_step_ns > IDLE_AFTER_NS
         poller.poll(IDLE_MS if is_idle else RECHECK_MS)
 

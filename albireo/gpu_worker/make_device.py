@@ -12,7 +12,9 @@ from albireo.config import WorkerConfig
 from albireo.gpu_worker.stream_worker import StreamWorker
 from albireo.gpu_worker.worker import Worker
 from albireo.shm import layout
+from albireo.shm.device_use import DeviceUse
 from albireo.shm.flight import Recorder
+from albireo.shm.stats import EngineStats
 
 Report = Callable[[str, float], None]
 
@@ -31,6 +33,8 @@ class MadeDevice:
     """What a step raises when another rank has left the group in the middle of it."""
     wake_fd: int = -1
     """Readable when the worker should look; -1 for a device that is done when a step returns."""
+    on_pause: Callable[[], None] = lambda: None
+    """Called whenever the worker has nothing to launch or publish, often."""
 
 
 def make_device(config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder, report: Report) -> MadeDevice:
@@ -78,13 +82,28 @@ def _make_cuda_device(
     index = cuda_device_index(config.rank)
     from albireo.gpu_worker.collectives.group import make_collectives
     from albireo.gpu_worker.cuda.device import CudaDevice
+    from albireo.gpu_worker.cuda.meter import DeviceMeter
     from albireo.gpu_worker.cuda.runtime import CudaRuntime
 
     runtime = CudaRuntime(index)
     collectives = make_collectives(config, heartbeat, recorder, time.monotonic_ns)
-    device = CudaDevice(config, runtime, collectives, _beat(heartbeat), report, recorder)
+    use = DeviceUse(EngineStats(config.segments.stats).devices[config.rank : config.rank + 1])
+    meter = DeviceMeter(runtime.uuid)
+    device = CudaDevice(config, runtime, collectives, _beat(heartbeat), report, recorder, use.add_busy)
+
+    def read_meter() -> None:
+        reading = meter.sample(time.monotonic_ns())
+        if reading is not None:
+            use.write(reading)
+
+    def close() -> None:
+        collectives.close()
+        meter.close()
+
     worker = partial(StreamWorker, device)
-    return MadeDevice(device.name, device.num_kv_blocks, worker, collectives.close, wake_fd=device.wake_fd)
+    return MadeDevice(
+        device.name, device.num_kv_blocks, worker, close, wake_fd=device.wake_fd, on_pause=read_meter
+    )  # fmt: skip
 
 
 def _beat(heartbeat: npt.NDArray[Any]) -> Callable[[], None]:

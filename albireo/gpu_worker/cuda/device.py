@@ -56,9 +56,12 @@ class CudaDevice:
         beat: Callable[[], None],
         report: Callable[[str, float], None],
         recorder: Recorder,
+        count_busy: Callable[[int], None] = lambda time_ns: None,
     ) -> None:
-        """`beat` renews the rank's heartbeat while it starts. Raises OutOfDeviceMemoryError."""
+        """`beat` renews the rank's heartbeat while it starts; `count_busy` is told of each step how long the device took
+        for it. Raises OutOfDeviceMemoryError."""
         self._runtime = runtime
+        self._count_busy = count_busy
         self._recorder = recorder
         self.wake_fd = runtime.wake.fd
         scheduler, times = config.scheduler, StageTimes()
@@ -141,7 +144,9 @@ class CudaDevice:
         header = done.result.header
         header["num_rows"] = done.launched.num_rows
         header["num_logprobs"] = address_logprobs(done.launched.logprobs, done.result) if done.launched.logprobs else 0
-        header["begin_ns"], header["end_ns"] = self._note_times(done)
+        begin_ns, end_ns = self._note_times(done)
+        header["begin_ns"], header["end_ns"] = begin_ns, end_ns
+        self._count_busy(end_ns - begin_ns)
         return True
 
     def _launch_mixed(self, plan: PlanSlot, counts: PlanCounts) -> LaunchedStep:

@@ -61,6 +61,8 @@ class CudaRuntime:
         torch.cuda.set_device(self.device)
         self.num_multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         torch.cuda.init()  # type: ignore[no-untyped-call]
+        self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        """By which other libraries know the device."""
         self._driver = CudaDriver()
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)

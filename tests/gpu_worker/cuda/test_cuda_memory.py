@@ -38,7 +38,5 @@ def test_a_cache_that_holds_no_longest_sequence_is_refused_with_the_numbers() ->
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:
     check_weights_fit(weights=70 * GIB, free=75 * GIB, total=80 * GIB)
-    with pytest.raises(
-        OutOfDeviceMemoryError, match=r"weights need 78\.0 GiB, and 75\.0 of .* 80\.0 GiB"
-    ):
+    with pytest.raises(OutOfDeviceMemoryError, match=r"weights need 78\.0 GiB, and 75\.0 of .* 80\.0 GiB"):
         check_weights_fit(weights=78 * GIB, free=75 * GIB, total=80 * GIB)
