@@ -11,7 +11,7 @@ from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.cuda.embedding import look_up_embedding
 from albireo.gpu_worker.cuda.layer_ops import TritonLayerOps
-from albireo.gpu_worker.layer_ops import TorchLayerOps
+from albireo.gpu_worker.layer_ops import LayerOps, TorchLayerOps
 from albireo.gpu_worker.rope import rope_table
 
 CONFIG = ModelConfig(
@@ -141,8 +141,8 @@ def test_queries_and_keys_are_turned_by_their_positions_and_stored_with_the_valu
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_all_operations_agree_with_torch_calls_in_fp32(device: torch.device, with_norm: bool) -> None:
     config, dtype = replace(CONFIG, qk_norm=with_norm), torch.float32
-    ops = make_ops(config, dtype, device)
-    reference = TorchLayerOps(config, ops._table, dtype, OracleAttention())
+    ops: LayerOps = make_ops(config, dtype, device)
+    reference = TorchLayerOps(config, rope_table(config.rope, 64, 256).to(device), dtype, OracleAttention())
     x, gate_up = random(3, 96, dtype=dtype, device=device), random(3, 352, seed=1, dtype=dtype, device=device)
     norm = random(96, seed=2, dtype=dtype, device=device)
     torch.testing.assert_close(ops.rms_norm(x, norm), reference.rms_norm(x, norm), atol=1e-6, rtol=1e-6)
