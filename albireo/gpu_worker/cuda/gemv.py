@@ -99,7 +99,7 @@ def gemv(
         BLOCK_K=tiles.block_k,
         STAGES=tiles.stages,
         VECTOR=vector,
-        NORM_BLOCK=triton.next_power_of_2(in_features),
+        NORM_BLOCK=max(8, triton.next_power_of_2(in_features)),
         NORMED=norm is not None,
         GATED=is_gated,
         HAS_BIAS=bias is not None,

@@ -1,5 +1,7 @@
 """The GPU's element-wise operations against the plain formulas and against `TorchLayerOps`."""
 
+from typing import Any
+
 import pytest
 import torch
 from msgspec.structs import replace
@@ -48,8 +50,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """New tensors are full of NaN, so that an element which no kernel writes is seen."""
     empty = torch.empty
 
-    def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return empty(*shape, dtype=dtype, device=device).fill_(torch.nan)
+    def poisoned(*shape: Any, **settings: Any) -> Tensor:
+        new = empty(*shape, **settings)
+        return new.fill_(torch.nan) if new.is_floating_point() else new
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
