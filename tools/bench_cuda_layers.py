@@ -212,7 +212,9 @@ def bench_elementwise(bench: Bench) -> None:
         tokens = torch.randint(128256, (n,), dtype=torch.int32, device="cuda")
         times = [
             bench.time([partial(ops.rms_norm, x[i], embedding[0]) for i in range(8)]),
-            bench.time([partial(ops.rotate_and_store, qkv[i], None, positions, *caches, batch) for i in range(8)]),
+            bench.time(
+                [partial(ops.rotate_and_store, qkv[i], None, positions, caches[0], caches[1], batch) for i in range(8)]
+            ),
             bench.time([partial(ops.silu_and_mul, gate_up[i]) for i in range(8)]),
             bench.time([partial(look_up_embedding, embedding, tokens)] * 8),
         ]

@@ -34,7 +34,7 @@ class GemvTiles:
     stages: int = 1
     """See `gemv_kernel`."""
     is_dependent: bool = False
-    """Launch as a programmatic dependent (needs a GPU): see `gemv_kernel`."""
+    """Launch as a programmatic dependent, on a GPU: see `gemv_kernel`."""
 
 
 def choose_tiles(out_features: int, in_features: int, element_size: int, is_gated: bool = False) -> GemvTiles:
@@ -82,6 +82,7 @@ def gemv(
     tiles = tiles or choose_tiles(rows, in_features, weight.element_size(), is_gated)
     vector = VECTOR_BYTES // weight.element_size()
     assert tiles.block_k % (tiles.num_warps * WARP * vector) == 0, "threads lie along the input"
+    is_dependent = tiles.is_dependent and x.is_cuda
     if out is None:
         out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
     gemv_kernel[(triton.cdiv(outputs, tiles.block_n),)](
@@ -98,14 +99,14 @@ def gemv(
         BLOCK_K=tiles.block_k,
         STAGES=tiles.stages,
         VECTOR=vector,
-        NORM_BLOCK=triton.next_power_of_2(in_features),
+        NORM_BLOCK=max(8, triton.next_power_of_2(in_features)),
         NORMED=norm is not None,
         GATED=is_gated,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
-        IS_DEPENDENT=tiles.is_dependent,
+        IS_DEPENDENT=is_dependent,
         num_warps=tiles.num_warps,
-        launch_pdl=tiles.is_dependent,
+        launch_pdl=is_dependent,
     )
     return out
 

@@ -1,5 +1,7 @@
 """The GPU's element-wise operations against the plain formulas and against `TorchLayerOps`."""
 
+from typing import Any
+
 import pytest
 import torch
 from msgspec.structs import replace
@@ -11,7 +13,7 @@ from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.oracle import OracleAttention
 from albireo.gpu_worker.cuda.embedding import look_up_embedding
 from albireo.gpu_worker.cuda.layer_ops import TritonLayerOps
-from albireo.gpu_worker.layer_ops import TorchLayerOps
+from albireo.gpu_worker.layer_ops import LayerOps, TorchLayerOps
 from albireo.gpu_worker.rope import rope_table
 
 CONFIG = ModelConfig(
@@ -48,8 +50,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """New tensors are full of NaN, so that an element which no kernel writes is seen."""
     empty = torch.empty
 
-    def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return empty(*shape, dtype=dtype, device=device).fill_(torch.nan)
+    def poisoned(*shape: Any, **settings: Any) -> Tensor:
+        new = empty(*shape, **settings)
+        return new.fill_(torch.nan) if new.is_floating_point() else new
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
@@ -141,8 +144,8 @@ def test_queries_and_keys_are_turned_by_their_positions_and_stored_with_the_valu
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_all_operations_agree_with_torch_calls_in_fp32(device: torch.device, with_norm: bool) -> None:
     config, dtype = replace(CONFIG, qk_norm=with_norm), torch.float32
-    ops = make_ops(config, dtype, device)
-    reference = TorchLayerOps(config, ops._table, dtype, OracleAttention())
+    ops: LayerOps = make_ops(config, dtype, device)
+    reference = TorchLayerOps(config, rope_table(config.rope, 64, 256).to(device), dtype, OracleAttention())
     x, gate_up = random(3, 96, dtype=dtype, device=device), random(3, 352, seed=1, dtype=dtype, device=device)
     norm = random(96, seed=2, dtype=dtype, device=device)
     torch.testing.assert_close(ops.rms_norm(x, norm), reference.rms_norm(x, norm), atol=1e-6, rtol=1e-6)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from albireo.gpu_worker.cuda.gemv import GemvTiles, Norm, choose_tiles, gemv
+from albireo.gpu_worker.cuda.gemv import GemvTiles, Norm, choose_tiles, dependent, gemv
 from albireo.gpu_worker.cuda.kernels.elementwise import rms_norm_kernel, silu_and_mul_kernel
 from albireo.gpu_worker.cuda.linear import CudaLinear
 from albireo.gpu_worker.cuda.skinny import SkinnyTiles, skinny_product
+from albireo.gpu_worker.layers import Linear
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(16, 256), (37, 200), (5, 1104), (1, 8)]
@@ -136,7 +137,41 @@ def test_fused_products_have_the_bits_of_the_kernels_one_by_one(
         narrow = CudaLinear(case.weight, bias, tiles=GemvTiles(2, 512, 2, stages))
         out = poisoned(1, shape[0] // 2, dtype=torch.bfloat16, device=device)
         assert torch.equal(narrow.normed_and_gated(case.x * 3, norm, out), silu_and_mul(alone))
+        early = CudaLinear(case.weight, bias, tiles=dependent(tiles))
+        assert torch.equal(early.normed(case.x * 3, norm), alone)
     assert torch.equal(gemv(normed, case.weight, bias, is_gated=True, tiles=tiles), silu_and_mul(alone))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("rows", [1, 4, 40])
+def test_products_are_captured_in_a_graph(device: torch.device, rows: int) -> None:
+    """A replay reads what its inputs hold by then."""
+    case = Case(rows, (4096, 1024), torch.bfloat16, device)
+    norm = Norm(torch.ones(1024, dtype=torch.bfloat16, device=device), 1e-5)
+    linear = CudaLinear(case.weight, case.bias, skinny_rows=16, tiles=dependent(choose_tiles(4096, 1024, 2)))
+    x, residual = torch.zeros_like(case.x), torch.zeros_like(case.residual)
+
+    def run() -> list[Tensor]:
+        products = [linear(x, case.out), linear.add_to(residual, x)]
+        return [*products, linear.normed_and_gated(x, norm)] if rows == 1 else products
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    x.copy_(case.x)
+    residual.copy_(case.residual)
+    graph.replay()
+    results = [result.clone() for result in captured]
+    residual.copy_(case.residual)
+    for result, expected in zip(results, run(), strict=True):
+        assert torch.equal(result, expected)
+    assert_rounded(results[0], case.exact + case.bias.double())
+
+
+def test_it_is_a_linear_layer(device: torch.device) -> None:
+    linear: Linear = CudaLinear(torch.ones(3, 8, device=device))
+    assert linear.is_kernel
 
 
 @pytest.mark.parametrize("outputs", [128, 1536, 4096, 6144, 28672, 128256])

@@ -71,7 +71,7 @@ def gemv_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     VECTOR: tl.constexpr,  # elements in 16 bytes
-    NORM_BLOCK: tl.constexpr,  # K or the power of two above it
+    NORM_BLOCK: tl.constexpr,  # K or the power of two above it, at least 8
     NORMED: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
