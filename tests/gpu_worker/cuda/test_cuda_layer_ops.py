@@ -11,9 +11,10 @@ from torch.nn import functional
 from albireo.checkpoint import ModelConfig, RopeConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.oracle import OracleAttention
+from albireo.gpu_worker.backend import LayerOps
 from albireo.gpu_worker.cuda.embedding import look_up_embedding
 from albireo.gpu_worker.cuda.layer_ops import TritonLayerOps
-from albireo.gpu_worker.layer_ops import LayerOps, TorchLayerOps
+from albireo.gpu_worker.layer_ops import TorchLayerOps
 from albireo.gpu_worker.rope import rope_table
 
 CONFIG = ModelConfig(

@@ -1,0 +1,83 @@
+"""The CUDA device against the CPU's, which is held to transformers: the same tokens in float32, whatever is asked for.
+
+Where there is no GPU its kernels run in Triton's interpreter: everything but graphs, streams and clocks, slowly, so
+that most of this is left to `make test-slow`; with a GPU it runs on that.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipeline import Pipeline
+from sampled_requests import EOS, NUM_BLOCKS, REQUESTS, assert_same, config, run
+
+from albireo.messages import SamplingParams
+
+HAS_GPU = torch.cuda.is_available()
+slow_without_gpu = pytest.mark.slow if not HAS_GPU else pytest.mark.gpu
+if HAS_GPU:
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+SMALL = {"num_hidden_layers": 1}
+
+
+def few(path: Path, chosen: list[dict[str, Any]], max_tokens: int = 6, **settings: Any) -> Pipeline:
+    """A short run of some requests."""
+    options = {name: settings.pop(name) for name in ("size", "sampling_mode", "device") if name in settings}
+    num_blocks = settings.pop("num_blocks", NUM_BLOCKS)
+    scheduler = config(**({"max_num_seqs": 4, "max_num_batched_tokens": 48, "max_model_len": 64} | settings))
+    pipeline = Pipeline(path, scheduler, num_blocks, eos=EOS, **options)
+    for seed, parameters in enumerate(chosen, 1):
+        prompt = [(seed * i * i + 11 * i) % 512 for i in range(1, 4 + 9 * seed)]
+        pipeline.submit(prompt, SamplingParams(max_tokens=max_tokens, seed=seed, **parameters))
+    pipeline.run()
+    return pipeline
+
+
+def test_prompts_in_chunks_decodes_and_logprobs_are_the_cpu_s(make_checkpoint: Callable[..., Path]) -> None:
+    path = make_checkpoint("qwen3", **SMALL)
+    chosen = [REQUESTS[0], REQUESTS[4], REQUESTS[9]]
+    assert_same(few(path, chosen, device="cuda"), few(path, chosen))
+
+
+@slow_without_gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_the_whole_sampling_surface_of_each_family(make_checkpoint: Callable[..., Path], family: str) -> None:
+    layers = {} if HAS_GPU else SMALL
+    path = make_checkpoint(family, **layers)
+    assert_same(run(path, device="cuda", max_tokens=12), run(path, max_tokens=12))
+
+
+@slow_without_gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"run_ahead": 0},
+        {"run_ahead": 4, "max_num_batched_tokens": 24},
+        {"num_blocks": 20},
+    ],
+    ids=str,
+)
+def test_run_ahead_chunks_and_preemptions_change_nothing(
+    make_checkpoint: Callable[..., Path], settings: dict[str, Any]
+) -> None:
+    path = make_checkpoint("qwen3", **SMALL)
+    pipeline = run(path, device="cuda", max_tokens=12, **settings)
+    if "num_blocks" in settings:
+        assert pipeline.scheduler.counters.num_preemptions > 0
+    assert_same(pipeline, run(path, max_tokens=12))
+
+
+@pytest.mark.skipif(HAS_GPU, reason="the ranks are threads of one process, and a GPU's stream is one thread's")
+@slow_without_gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["gathered", "sequence-parallel"])
+def test_two_ranks_give_the_tokens_of_one(make_checkpoint: Callable[..., Path], mode: str) -> None:
+    path = make_checkpoint("qwen3", **SMALL)
+    chosen = REQUESTS[:4]
+    two = few(path, chosen, device="cuda", size=2, sampling_mode=mode, max_model_len=96)
+    assert_same(two, few(path, chosen, max_model_len=96))
