@@ -10,7 +10,7 @@ from albireo.gpu_worker.cuda.gemv import GemvTiles, Norm, gemv
 from albireo.gpu_worker.cuda.skinny import SkinnyTiles, skinny_product
 
 SKINNY_ROWS: Final = 1
-"""Up to so many rows go to our kernels in bf16, by default: one to `gemv`, more to `skinny_product`."""
+"""Up to so many rows go to our kernels by default: one to `gemv`, more, in bf16, to `skinny_product`."""
 
 
 class CudaLinear:

@@ -41,7 +41,8 @@ def skinny_product(
 ) -> Tensor:
     """x `[n, in_features]`, rows contiguous -> `[n, out_features]`: x @ weight.T + bias + residual, rounded once.
 
-    `out` and `residual`, contiguous, may be the same. Made for n up to 16 and right up to 64; bf16, or fp32 with smaller `tiles`.
+    `out` and `residual`, contiguous, may be the same. Made for n up to 16 and right up to 64, in bf16; fp32 needs
+    smaller `tiles` than the chosen ones.
     """
     rows, (outputs, in_features) = x.shape[0], weight.shape
     assert 0 < rows <= 64 and x.stride(1) == 1 and weight.is_contiguous()

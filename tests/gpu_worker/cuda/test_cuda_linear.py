@@ -35,7 +35,9 @@ class Case:
 
     def __init__(self, rows: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         outputs, inputs = shape
-        self.weight = random(outputs, inputs, dtype=dtype, device=device)
+        # what lies behind the weight spoils every sum that it gets into, even times 0
+        self.weight = poisoned(outputs + 1, inputs, dtype=dtype, device=device)[:outputs]
+        self.weight.copy_(random(outputs, inputs, dtype=dtype, device=device))
         self.bias = random(outputs, seed=1, dtype=dtype, device=device)
         self.x = random(rows, inputs, seed=2, dtype=dtype, device=device)
         self.residual = random(rows, outputs, seed=3, dtype=dtype, device=device)
