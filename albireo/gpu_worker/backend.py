@@ -49,6 +49,22 @@ class LayerOps(Protocol):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """`[n, 2 * m]` -> silu of the first half times the second, `[n, m]`."""
 
+    def normed_product(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
+        """linear(rms_norm(x, norm)), in fewer kernels where there is one for it: the same bits."""
+
+    def normed_gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
+        """silu_and_mul(gate_up(rms_norm(x, norm))), likewise."""
+
+
+class ComposedLayerOps:
+    """The last two of `LayerOps`, made of the others."""
+
+    def normed_product(self: LayerOps, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
+        return linear(self.rms_norm(x, norm))
+
+    def normed_gate(self: LayerOps, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
+        return self.silu_and_mul(gate_up(self.rms_norm(x, norm)))
+
 
 class Backend(Protocol):
     """One kind of device. A model asks it for its parts when it is built."""

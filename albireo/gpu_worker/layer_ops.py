@@ -11,13 +11,13 @@ from torch.nn import functional
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
 from albireo.gpu_worker.attention.interface import Attention
-from albireo.gpu_worker.backend import LayerOps
+from albireo.gpu_worker.backend import ComposedLayerOps, LayerOps
 from albireo.gpu_worker.kernels.elementwise import rms_norm_kernel, silu_and_mul_kernel
 from albireo.gpu_worker.kernels.launch import Kernel, is_capturing
 from albireo.gpu_worker.kernels.rotate_and_store import rotate_and_store_kernel
 
 
-class TorchLayerOps:
+class TorchLayerOps(ComposedLayerOps):
     """By torch calls: any device, any size. Rounds where transformers rounds."""
 
     def __init__(self, config: ModelConfig, table: Tensor, dtype: torch.dtype, attention: Attention) -> None:
@@ -63,7 +63,7 @@ class TorchLayerOps:
         return functional.silu(gate).mul_(up)
 
 
-class KernelLayerOps:
+class KernelLayerOps(ComposedLayerOps):
     """By the kernels of `kernels.elementwise`, on the CPU. Rounds once per operation, so closer to fp32 in bf16."""
 
     def __init__(self, config: ModelConfig, table: Tensor, dtype: torch.dtype) -> None:

@@ -8,15 +8,18 @@ from torch import Tensor
 
 from albireo.checkpoint.structs import ModelConfig
 from albireo.gpu_worker.attention.batch import AttentionBatch
+from albireo.gpu_worker.backend import ComposedLayerOps, Linear
+from albireo.gpu_worker.cuda.gemv import Norm
 from albireo.gpu_worker.cuda.kernels.elementwise import rms_norm_kernel, silu_and_mul_kernel
 from albireo.gpu_worker.cuda.kernels.rotate_and_store import rotate_and_store_kernel
+from albireo.gpu_worker.cuda.linear import CudaLinear
 
 SILU_TILE: Final = 1024
 TILE_PAIRS: Final = 1024
 """Pairs that a program of `rotate_and_store` turns: 8 a thread, 16 heads of 128."""
 
 
-class TritonLayerOps:
+class TritonLayerOps(ComposedLayerOps):
     """By Triton kernels. Rounds once per operation, so closer to fp32 in bf16 than torch calls."""
 
     def __init__(self, config: ModelConfig, table: Tensor, dtype: torch.dtype) -> None:
@@ -81,6 +84,18 @@ class TritonLayerOps:
                 num_warps=4,
             )
         return query
+
+    def normed_product(self, x: Tensor, norm: Tensor, linear: Linear) -> Tensor:
+        """One row: one kernel."""
+        if isinstance(linear, CudaLinear) and linear.streams(x):
+            return linear.normed(x, Norm(norm, self._eps))
+        return super().normed_product(x, norm, linear)
+
+    def normed_gate(self, x: Tensor, norm: Tensor, gate_up: Linear) -> Tensor:
+        """One row: one kernel."""
+        if isinstance(gate_up, CudaLinear) and gate_up.streams(x):
+            return gate_up.normed_and_gated(x, Norm(norm, self._eps))
+        return super().normed_gate(x, norm, gate_up)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """Rows of `gate_up` are contiguous; they may be apart."""

@@ -57,6 +57,10 @@ class CudaLinear:
             residual.add_(self.bias)
         return residual.addmm_(x, self._transposed)
 
+    def streams(self, x: Tensor) -> bool:
+        """Whether `x` is one row and takes our own kernel, so that `normed` and `normed_and_gated` have the same bits."""
+        return x.shape[0] == 1 and self._skinny_rows > 0
+
     def normed(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         """The product with x's RMSNorm, of one row, in one kernel: the bits of `rms_norm`, then the product."""
         return gemv(x, self.weight, self.bias, None, out, norm=norm, tiles=self._tiles)

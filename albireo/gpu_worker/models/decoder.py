@@ -120,12 +120,12 @@ class DecoderModel:
         attended_flat = attended.view(hidden.shape[0], -1)
         for layer, (k_cache, v_cache) in zip(self._layers, kv.layers, strict=True):
             self.on_layer()
-            qkv = layer.qkv(ops.rms_norm(hidden, layer.input_norm))
+            qkv = ops.normed_product(hidden, layer.input_norm, layer.qkv)
             q = ops.rotate_and_store(qkv, layer.qk_norm, looked_up, k_cache, v_cache, batch)
             attention.attend(q, k_cache, v_cache, batch, self._scale, layer.sliding_window, attended)
             hidden = self._add(hidden, layer.o, attended_flat)
-            gate_up = layer.gate_up(ops.rms_norm(hidden, layer.post_attention_norm))
-            hidden = self._add(hidden, layer.down, ops.silu_and_mul(gate_up))
+            gated = ops.normed_gate(hidden, layer.post_attention_norm, layer.gate_up)
+            hidden = self._add(hidden, layer.down, gated)
         return ops.rms_norm(hidden, self._norm)
 
     def _add(self, hidden: Tensor, linear: Linear, x: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from albireo.gpu_worker.backend import Linear
 from albireo.gpu_worker.cuda.gemv import GemvTiles, Norm, choose_tiles, dependent, gemv
 from albireo.gpu_worker.cuda.kernels.elementwise import rms_norm_kernel, silu_and_mul_kernel
 from albireo.gpu_worker.cuda.linear import CudaLinear
 from albireo.gpu_worker.cuda.skinny import SkinnyTiles, skinny_product
-from albireo.gpu_worker.backend import Linear
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(16, 256), (37, 200), (5, 1104), (1, 8)]
