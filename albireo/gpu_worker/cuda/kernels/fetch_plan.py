@@ -47,15 +47,18 @@ def fetch_plan(
     index = (tl.load(step) + 1) % NUM_SLOTS
     plan = ring + SLOTS_AT + index * SLOT_WORDS
     lane = tl.arange(0, LANES)
+    # all at once: each is a way over the bus
+    rows_changed = tl.load(plan + ROWS_CHANGED, volatile=True)
+    num_rows = tl.load(plan + NUM_ROWS, volatile=True)
+    num_appends = tl.load(plan + NUM_APPENDS, volatile=True)
+    num_admissions = tl.load(plan + NUM_ADMISSIONS, volatile=True)
 
-    if tl.load(plan + ROWS_CHANGED, volatile=True) != 0:
-        num_rows = tl.load(plan + NUM_ROWS, volatile=True)
+    if rows_changed != 0:
         for start in range(program * LANES, MAX_ROWS, num_programs * LANES):
             row = start + lane
             slot = tl.load(plan + ROWS_AT + row, mask=row < num_rows, other=-1, volatile=True)
             tl.store(rows + row, slot, mask=row < MAX_ROWS)
 
-    num_appends = tl.load(plan + NUM_APPENDS, volatile=True)
     for start in range(program * LANES, num_appends, num_programs * LANES):
         append = plan + APPENDS_AT + (start + lane) * APPEND_WORDS
         inside = start + lane < num_appends
@@ -64,7 +67,6 @@ def fetch_plan(
         block = tl.load(append + 2, mask=inside, other=0, volatile=True)
         tl.store(block_table + slot * TABLE_WIDTH + entry, block, mask=inside)
 
-    num_admissions = tl.load(plan + NUM_ADMISSIONS, volatile=True)
     word = tl.arange(0, 64)
     for number in range(program, num_admissions, num_programs):
         record = plan + ADMISSIONS_AT + number * ADMISSION_WORDS
