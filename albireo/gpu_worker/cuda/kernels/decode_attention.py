@@ -120,11 +120,14 @@ def decode_kernel(
     top = tl.full((BLOCK_M,), LEAST, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    position = begin + n
+    block = tl.load(table + position // BLOCK_SIZE, mask=(position >= lowest) & (position < end), other=0)
     for start in range(begin, end, BLOCK_N):
         position = start + n
         is_seen = (position >= lowest) & (position < end)
-        block = tl.load(table + position // BLOCK_SIZE, mask=is_seen, other=0)
         at = rows_of(block, position, head, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, None] + d[None, :]
+        # the next tile's blocks, a tile ahead of the keys that they lead to
+        block = tl.load(table + (position + BLOCK_N) // BLOCK_SIZE, mask=position + BLOCK_N < end, other=0)
         is_read = is_seen[:, None] & (d[None, :] < HEAD_DIM)
         k = tl.load(k_cache + at, mask=is_read, other=0.0)
         scores = tl.where(is_seen[None, :], score(query, k, IN_FP32), float("-inf"))
