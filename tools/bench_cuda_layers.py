@@ -188,7 +188,7 @@ def bench_rows(bench: Bench) -> None:
             line = f"{name:8} {n:4} rows  F.linear {bench.rate(us, shape)}"
             if n <= 64:
                 timed = []
-                for v in [choose_skinny_tiles(shape[0]), *variants]:
+                for v in [choose_skinny_tiles(*shape), *variants]:
                     timed.append((bench.time([partial(skinny_product, part, w, tiles=v) for w in weights]), v))
                 best = min(timed, key=lambda pair: pair[0])
                 v = best[1]

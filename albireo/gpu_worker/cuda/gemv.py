@@ -18,8 +18,10 @@ VECTOR_BYTES: Final = 16
 WARP: Final = 32
 PROGRAMS: Final = 512
 """At least so many programs, if there are enough outputs: about 4 on each of an H100's 132 multiprocessors, so that
-whichever hold one more than others cost little, each with a tile of 8 to 16 KiB of weights under way. (By Little's law
-3.35 TB/s at 0.7 microseconds are 18 KB under way per multiprocessor; queues want two or three times that.)"""
+whichever hold one more than others cost little."""
+MOST_OUTPUTS: Final = 2
+"""Of a program. Measured on an H100 (docs/benchmarks/cuda.md): 2 outputs by 8 warps beat 8 by 4 by 3 to 5% on inputs of
+4,096 and are level with the best on 14,336."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,11 @@ class GemvTiles:
 def choose_tiles(out_features: int, in_features: int, element_size: int, is_gated: bool = False) -> GemvTiles:
     """Tiles for a weight `[out_features, in_features]`; gated: of which a program reads two rows an output."""
     vector = VECTOR_BYTES // element_size
-    num_warps = 4
+    num_warps = 8
     while num_warps > 1 and num_warps * WARP * vector > in_features:
         num_warps //= 2
     outputs = out_features // 2 if is_gated else out_features
-    block_n = 4 if is_gated else 8
+    block_n = MOST_OUTPUTS
     while block_n > 1 and outputs < PROGRAMS * block_n:
         block_n //= 2
     return GemvTiles(block_n, num_warps * WARP * vector, num_warps)

@@ -9,8 +9,9 @@ from torch.nn import functional
 from albireo.gpu_worker.cuda.gemv import GemvTiles, Norm, gemv
 from albireo.gpu_worker.cuda.skinny import SkinnyTiles, skinny_product
 
-SKINNY_ROWS: Final = 1
-"""Up to so many rows go to our kernels by default: one to `gemv`, more, in bf16, to `skinny_product`."""
+SKINNY_ROWS: Final = 16
+"""Up to so many rows go to our kernels in bf16, by default: one to `gemv`, more to `skinny_product`. With 16 rows the
+products of a layer of 8B parameters take 161 us so, 170 by cuBLAS (H100, docs/benchmarks/cuda.md)."""
 
 
 class CudaLinear:

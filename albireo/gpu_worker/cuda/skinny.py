@@ -23,11 +23,14 @@ class SkinnyTiles:
     stages: int
 
 
-def choose_skinny_tiles(out_features: int) -> SkinnyTiles:
-    """32 outputs a program where that makes enough of them: 3 tiles of 16 KiB are under way in each."""
-    if out_features >= 128 * 32:
-        return SkinnyTiles(32, 256, 4, 4)
-    return SkinnyTiles(16, 256, 2, 4)
+def choose_skinny_tiles(out_features: int, in_features: int) -> SkinnyTiles:
+    """The best of some on an H100 (docs/benchmarks/cuda.md): wide programs where there are enough of them, narrow ones
+    for long rows and for a head's many outputs."""
+    if out_features <= 2048 or out_features > 65536:
+        return SkinnyTiles(16, 256, 2, 4)
+    if in_features > 8192:
+        return SkinnyTiles(16, 256, 4, 5)
+    return SkinnyTiles(32, 128, 4, 6) if out_features <= 4096 else SkinnyTiles(64, 128, 4, 5)
 
 
 def skinny_product(
@@ -46,7 +49,7 @@ def skinny_product(
     """
     rows, (outputs, in_features) = x.shape[0], weight.shape
     assert 0 < rows <= 64 and x.stride(1) == 1 and weight.is_contiguous()
-    tiles = tiles or choose_skinny_tiles(outputs)
+    tiles = tiles or choose_skinny_tiles(outputs, in_features)
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     skinny_kernel[(triton.cdiv(outputs, tiles.block_n),)](

@@ -71,7 +71,7 @@ def skinnies() -> list[Variant]:
     types = {**pointers("x weight bias residual out"), "num_rows": "i32", "x_stride": "i32", "N": "i32"}
     found = []
     for outputs, rows in ((6144, 16), (1024, 16), (4096, 32)):
-        tiles = choose_skinny_tiles(outputs)
+        tiles = choose_skinny_tiles(outputs, 4096)
         constants = {
             "K": 4096, "BLOCK_M": rows, "BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k, "STAGES": tiles.stages,
             "HAS_BIAS": True, "HAS_RESIDUAL": True, "IN_FP32": False,
