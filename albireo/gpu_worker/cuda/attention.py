@@ -60,7 +60,7 @@ def choose_chunk_tiles(head_dim: int, dtype: torch.dtype) -> ChunkTiles:
     """Tensor cores want large tiles; fp32 has none that sum in fp32, and its tiles must fit the registers."""
     wide = triton.next_power_of_2(head_dim)
     if dtype == torch.float32:
-        return ChunkTiles(block_m=32 if wide <= 128 else 16, block_n=32 if wide <= 128 else 16)
+        return ChunkTiles(32, 32) if wide <= 64 else ChunkTiles(16, 16)
     if wide <= 128:
         return ChunkTiles(block_m=128, block_n=64, num_warps=8)
     return ChunkTiles(block_m=64, block_n=32)

@@ -17,6 +17,12 @@ def rows_of(block, position, head, NUM_KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.co
 
 
 @triton.jit
+def nothing_seen(M: tl.constexpr, D: tl.constexpr):
+    """The running softmax before the first tile: see `fold_in`."""
+    return tl.full((M,), LEAST, tl.float32), tl.zeros((M,), tl.float32), tl.zeros((M, D), tl.float32)
+
+
+@triton.jit
 def score(q, k, IN_FP32: tl.constexpr):
     """fp32 q [M, D] @ k [N, D] transposed. IN_FP32: for Triton's interpreter, which multiplies bf16 as integers."""
     if IN_FP32:
@@ -41,3 +47,9 @@ def fold_in(scores, v, top, total, acc, scale, IN_FP32: tl.constexpr):
         weights, v = weights.to(tl.float32), v.to(tl.float32)
     acc = tl.dot(weights, v, acc * decay[:, None], input_precision="ieee")
     return new_top, total, acc
+
+
+@triton.jit
+def mean(acc, total):
+    """The weighted values over the weights' sum; zeros for what has seen nothing."""
+    return acc / tl.where(total == 0.0, 1.0, total)[:, None]

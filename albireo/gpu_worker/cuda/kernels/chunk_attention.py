@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from albireo.gpu_worker.cuda.kernels.attention_tile import LEAST, fold_in, rows_of, score
+from albireo.gpu_worker.cuda.kernels.attention_tile import fold_in, mean, nothing_seen, rows_of, score
+
+
+@triton.jit
+def _sees(position, key, window, HAS_WINDOW: tl.constexpr):
+    """Whether the query at `position` sees the key at position `key`."""
+    is_seen = key <= position
+    if HAS_WINDOW:
+        is_seen = is_seen & (key > position - window)
+    return is_seen
 
 
 @triton.jit(
@@ -37,9 +46,9 @@ def chunk_kernel(
     BLOCK_D: tl.constexpr,  # HEAD_DIM, or the power of two above it
     IN_FP32: tl.constexpr,
 ):
-    """Grid [NUM_KV_HEADS, sequences, tiles of the longest query]: the queries of one key head in BLOCK_M // GROUP tokens.
+    """Grid [NUM_KV_HEADS, sequences, tiles of the longest query]: what one key head's queries of a tile see.
 
-    A sequence's last tiles, which see most, come first.
+    A tile has BLOCK_M // GROUP tokens. A sequence's last tiles, which see most, come first.
     """
     head = tl.program_id(0)
     seq = first_seq + tl.program_id(1)
@@ -58,17 +67,14 @@ def chunk_kernel(
     in_head = d[None, :] < HEAD_DIM
     token = tile * tokens + m // GROUP
     inside = ((m < tokens * GROUP) & (token < query_len))[:, None] & in_head
-    row = (first_row + token).to(tl.int64)
-    q_head = head * GROUP + m % GROUP
-    at_query = row[:, None] * q_stride + q_head[:, None] * q_head_stride + d[None, :]
-    query = tl.load(q + at_query, mask=inside, other=0.0)
+    row = (first_row + token).to(tl.int64)[:, None]
+    q_head = (head * GROUP + m % GROUP)[:, None]
+    query = tl.load(q + row * q_stride + q_head * q_head_stride + d[None, :], mask=inside, other=0.0)
 
     first_position = seq_len - query_len + tile * tokens  # negative in a dead sequence, which has no keys
     position = first_position + m // GROUP
     end = tl.minimum(first_position + tokens, seq_len)
-    top = tl.full((BLOCK_M,), LEAST, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    top, total, acc = nothing_seen(BLOCK_M, BLOCK_D)
     lowest = 0
     if HAS_WINDOW:
         lowest = tl.maximum(first_position - window + 1, 0)
@@ -95,12 +101,9 @@ def chunk_kernel(
         block = tl.load(table + (key + BLOCK_N) // BLOCK_SIZE, mask=key + BLOCK_N < end, other=0)
         k = tl.load(k_cache + at, mask=is_key[:, None] & in_head, other=0.0)
         v = tl.load(v_cache + at, mask=is_key[:, None] & in_head, other=0.0)
-        is_seen = key[None, :] <= position[:, None]
-        if HAS_WINDOW:
-            is_seen = is_seen & (key[None, :] > position[:, None] - window)
+        is_seen = _sees(position[:, None], key[None, :], window, HAS_WINDOW)
         scores = tl.where(is_seen, score(query, k, IN_FP32), float("-inf"))
         top, total, acc = fold_in(scores, v, top, total, acc, scale, IN_FP32)
 
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    to = out + row[:, None] * out_stride + q_head[:, None] * out_head_stride + d[None, :]
-    tl.store(to, result.to(out.dtype.element_ty), mask=inside)
+    to = out + row * out_stride + q_head * out_head_stride + d[None, :]
+    tl.store(to, mean(acc, total).to(out.dtype.element_ty), mask=inside)

@@ -8,7 +8,7 @@ A row of several shares has its partial results combined by a second kernel ("Fl
 import triton
 import triton.language as tl
 
-from albireo.gpu_worker.cuda.kernels.attention_tile import LEAST, fold_in, rows_of, score
+from albireo.gpu_worker.cuda.kernels.attention_tile import LEAST, fold_in, mean, nothing_seen, rows_of, score
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _span(seq_len, window, HAS_WINDOW: tl.constexpr, ALIGN: tl.constexpr, BLOCK_
 
 
 @triton.jit
-def _find_share(
+def find_share(
     share, seq_lens, num_rows, num_shares, window,
     HAS_WINDOW: tl.constexpr, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, LEAST_TILES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -86,12 +86,12 @@ def decode_kernel(
     ROWS: tl.constexpr,  # looked at together in search of a share
     IN_FP32: tl.constexpr,
 ):
-    """Grid [NUM_KV_HEADS, num_rows + num_shares if CAN_SPLIT else num_rows]: a share, for the queries of one key head."""
+    """Grid [NUM_KV_HEADS, num_rows + num_shares if CAN_SPLIT else num_rows]: a share, for one key head's queries."""
     head = tl.program_id(0)
     share = tl.program_id(1)
     row, first_share, shares = share, share, 1
     if CAN_SPLIT:
-        row, first_share, shares = _find_share(
+        row, first_share, shares = find_share(
             share, seq_lens, num_rows, num_shares, window, HAS_WINDOW, ALIGN, BLOCK_N, LEAST_TILES, ROWS
         )
         if row >= num_rows:
@@ -117,9 +117,7 @@ def decode_kernel(
     row_wide = row.to(tl.int64)
     query = tl.load(q + row_wide * q_stride + q_head[:, None] * q_head_stride + d[None, :], mask=inside, other=0.0)
     table = block_table + tl.maximum(tl.load(slots + row), 0).to(tl.int64) * table_stride
-    top = tl.full((BLOCK_M,), LEAST, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    top, total, acc = nothing_seen(BLOCK_M, BLOCK_D)
     position = begin + n
     block = tl.load(table + position // BLOCK_SIZE, mask=(position >= lowest) & (position < end), other=0)
     for start in range(begin, end, BLOCK_N):
@@ -134,7 +132,7 @@ def decode_kernel(
         v = tl.load(v_cache + at, mask=is_read, other=0.0)
         top, total, acc = fold_in(scores, v, top, total, acc, scale, IN_FP32)
 
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    result = mean(acc, total)
     if shares == 1:
         to = out + row_wide * out_stride + q_head[:, None] * out_head_stride + d[None, :]
         tl.store(to, result.to(out.dtype.element_ty), mask=inside)
@@ -171,9 +169,7 @@ def combine_kernel(
     h = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
     inside = (h[:, None] < NUM_HEADS) & (d[None, :] < HEAD_DIM)
-    top = tl.full((BLOCK_H,), LEAST, tl.float32)
-    total = tl.zeros((BLOCK_H,), tl.float32)
-    acc = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
+    top, total, acc = nothing_seen(BLOCK_H, BLOCK_D)
     for start in range(0, count, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         at = (first + s).to(tl.int64)[:, None] * NUM_HEADS + h[None, :]
@@ -187,5 +183,4 @@ def combine_kernel(
         acc = acc * decay[:, None] + tl.sum(part * weights[:, :, None], 0)
         top = new_top
     to = out + row.to(tl.int64) * out_stride + h[:, None] * out_head_stride + d[None, :]
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(to, result.to(out.dtype.element_ty), mask=inside)
+    tl.store(to, mean(acc, total).to(out.dtype.element_ty), mask=inside)
