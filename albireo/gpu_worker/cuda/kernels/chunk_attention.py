@@ -6,7 +6,9 @@ import triton.language as tl
 from albireo.gpu_worker.cuda.kernels.attention_tile import LEAST, fold_in, rows_of, score
 
 
-@triton.jit(do_not_specialize=["slots", "query_start", "seq_lens", "block_table", "first_seq", "window", "table_stride"])
+@triton.jit(
+    do_not_specialize=["slots", "query_start", "seq_lens", "block_table", "first_seq", "window", "table_stride"]
+)
 def chunk_kernel(
     q,  # [num_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM], strided
     k_cache,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM], contiguous
