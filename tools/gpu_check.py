@@ -8,7 +8,8 @@
 Sections, in the order of their importance; what no longer fits into --budget-s is skipped and told:
 
     tests       pytest on tests/gpu_worker/cuda
-    parity      greedy tokens and logprobs over HTTP against transformers, four small random models, float32 and bfloat16
+    parity      greedy tokens and logprobs over HTTP against transformers: four small random models in float32 and
+                bfloat16
     step        decode steps of a random model of --model-shape, against the time that reading its bytes takes at the
                 bandwidth of a copy, measured in the same minute
     exposed     what the device waits for between decode steps, with run-ahead 2 and 0
@@ -19,7 +20,8 @@ Sections, in the order of their importance; what no longer fits into --budget-s 
 
 Every section runs as a process of its own with a time-out: one that fails leaves its log's last lines in the table and
 does not stop the others. The table is the output's end, and is in DIR/table.txt after every section; results.json has
-all details, log.txt, servers.txt, tests.txt and kernels.txt what was said. Flags behind `--` go to the measured servers.
+all details; log.txt, servers.txt, tests.txt and kernels.txt have what was said. Flags behind `--` go to the measured
+servers.
 Exit codes: 0, 1 if anything failed, 2 bad arguments, 3 no CUDA device.
 """
 
@@ -49,8 +51,8 @@ import sys, torch, importlib.metadata as m
 if sys.argv[1] == "cuda":
     if not torch.cuda.is_available():
         sys.exit(3)
-    free, total = torch.cuda.mem_get_info()
-    print(f"{torch.cuda.get_device_name()}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, CUDA {torch.version.cuda}")
+    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
+    print(f"{torch.cuda.get_device_name()}, {total:.0f} GiB, {free:.0f} free, CUDA {torch.version.cuda}")
 def version(name):
     try:
         return m.version(name)
@@ -83,11 +85,22 @@ class Check:
         """Any of them."""
         return any(section in self.options.sections for section in sections)
 
-    def make_model(self) -> None:
-        model = write_model_folder(self._model, self.options.model_shape)
-        if self.options.weights == "file":
-            self.say("writing weights")
-            write_weights(self._model, model)
+    def make_model(self, section: str) -> bool:
+        """Whether the measured servers have something to start on."""
+        try:
+            model = write_model_folder(self._model, self.options.model_shape)
+            if self.options.weights == "file":
+                self.say("writing weights")
+                write_weights(self._model, model)
+        except OSError as error:
+            self._fail(section, "the model's folder", "cannot be written", str(error))
+            return False
+        return True
+
+    def _fail(self, section: str, what: str, value: str, *notes: str) -> None:
+        self.failed = True
+        self.report.add([Row(section, what, value, "", "NOT PASSED", notes)])
+        self.say(f"{what} {value}: {notes[0]}")
 
     def job(self, module: str, section: str, least_s: float, most_s: float) -> None:
         """Runs a job if there is time for it; `section` is what its failure is told under."""
@@ -129,10 +142,7 @@ class Check:
                 self._server, self._run_ahead = server, run_ahead
                 yield True
         except ServerError as error:
-            first, *rest = str(error).splitlines()
-            self.failed = True
-            self.report.add([Row(section, what, "did not start", "", "NOT PASSED", (first, *rest))])
-            self.say(f"{what} did not start: {first}")
+            self._fail(section, what, "did not start", *str(error).splitlines())
             yield False
         finally:
             self._server, self._run_ahead = None, 0
@@ -152,26 +162,30 @@ def run_all(check: Check) -> None:
         check.job("job_tests", "tests", 15, 150)
     if check.wants("parity"):
         check.job("job_parity", "parity", 20, 130)
-    if check.wants("step", "exposed", "throughput", "energy"):
-        check.make_model()
-        first = next(name for name in ("step", "exposed", "throughput", "energy") if check.wants(name))
-        with check.server(2, first) as is_there:
-            if is_there and check.wants("step", "exposed"):
-                check.job("job_decode", "step" if check.wants("step") else "exposed", 15, 110)
-            if is_there and check.wants("throughput", "energy"):
-                check.job("job_throughput", "throughput" if check.wants("throughput") else "energy", 15, 80)
-    if check.wants("exposed", "energy"):
-        with check.server(0, "exposed" if check.wants("exposed") else "energy") as is_there:
-            if is_there and check.wants("exposed"):
-                check.job("job_decode", "exposed", 15, 80)
-            if is_there and check.wants("energy"):
-                check.job("job_throughput", "energy", 15, 60)
+    measured = [name for name in ("step", "exposed", "throughput", "energy") if check.wants(name)]
+    if measured and check.make_model(measured[0]):
+        run_on_servers(check, measured[0])
     if check.wants("throughput"):
         check.job("job_peer", "throughput", 30, 110)
     if check.wants("start"):
         check.job("job_start", "start", 30, 150)
     if check.wants("kernels"):
         check.job("job_kernels", "kernels", 15, 180)
+
+
+def run_on_servers(check: Check, first: str) -> None:
+    """Run-ahead 2, then 0. `first`: the first of the sections, which a server that does not start is told under."""
+    with check.server(2, first) as is_there:
+        if is_there and check.wants("step", "exposed"):
+            check.job("job_decode", "step" if check.wants("step") else "exposed", 15, 110)
+        if is_there and check.wants("throughput", "energy"):
+            check.job("job_throughput", "throughput" if check.wants("throughput") else "energy", 15, 80)
+    if check.wants("exposed", "energy"):
+        with check.server(0, "exposed" if check.wants("exposed") else "energy") as is_there:
+            if is_there and check.wants("exposed"):
+                check.job("job_decode", "exposed", 15, 80)
+            if is_there and check.wants("energy"):
+                check.job("job_throughput", "energy", 15, 60)
 
 
 def facts(device: str) -> list[str] | None:

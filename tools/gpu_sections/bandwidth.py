@@ -21,7 +21,7 @@ def copy_bytes_per_s(device: str, nbytes: int) -> float:
 
 
 def _cuda_seconds(run: Callable[[], object]) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     run()
     end.record()

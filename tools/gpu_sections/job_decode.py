@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from albireo.bench.serve import serve_bench
@@ -108,11 +109,12 @@ def load(job: Job, batch: int, input_len: int, output_len: int, seed: int) -> in
     return min(outcome.start_ns for outcome in run.outcomes)
 
 
-def context_tokens(steps: Steps, batch: int, input_len: int) -> np.ndarray:
+def context_tokens(steps: Steps, batch: int, input_len: int) -> npt.NDArray[np.int64]:
     """[n] tokens whose keys and values each step would read if all of `batch` requests were under way: their prompts,
     their first tokens (from the prompts' last steps), and one for each row of each step before."""
     decodes = np.maximum(steps.num_decodes, 0)
-    return batch * (input_len + 1) + np.cumsum(decodes) - decodes
+    before: npt.NDArray[np.int64] = np.cumsum(decodes) - decodes
+    return batch * (input_len + 1) + before
 
 
 def step_row(job: Job, found: Decoding, floor: float) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -39,16 +38,18 @@ class Agreement(Struct):
     """Difference of the logprobs of tokens that are equal."""
 
 
+Found = Agreement | dict[str, float]
+"""In float32, or the differences in bfloat16."""
+
+
 def main() -> None:
     job = Job.open()
     folder = Path(job.given.model) / "parity"
     folder.mkdir(parents=True, exist_ok=True)
     log = Path(job.options.out) / "log.txt"
+    command = [sys.executable, "-m", "gpu_sections.parity_reference", job.options.device, str(folder)]
     with log.open("ab") as errors:
-        reference = subprocess.Popen(
-            [sys.executable, "-m", "gpu_sections.parity_reference", job.options.device, str(folder), *job.options.families],
-            stderr=errors, stdout=errors,
-        )  # fmt: skip
+        reference = subprocess.Popen([*command, *job.options.families], stderr=errors, stdout=errors)
         try:
             wait_for(reference, folder / "ready")
             check_all(job, folder, reference)
@@ -80,8 +81,8 @@ def check_all(job: Job, folder: Path, reference: subprocess.Popen[bytes]) -> Non
                 job.row("parity", f"{family}, {dtype}", "failed", "", "NOT PASSED", first, *rest)
 
 
-def check(job: Job, folder: Path, family: str, dtype: str, reference: subprocess.Popen[bytes]) -> Any:
-    """An Agreement, or the bfloat16 differences. Raises ServerError, OSError."""
+def check(job: Job, folder: Path, family: str, dtype: str, reference: subprocess.Popen[bytes]) -> Found:
+    """Starts the server and asks it. Raises ServerError, OSError."""
     flags = ["--model", str(folder / family), "--device", job.options.device, "--dtype", dtype, *SERVER_FLAGS]
     if job.options.device == "cpu":
         flags += ["--cpu-threads", str(max(1, (os.cpu_count() or 1) // CPU_SERVERS))]
@@ -144,7 +145,7 @@ def differences(expected: list[Greedy], answers: list[Answer]) -> dict[str, floa
     return means | {"max": max(ours), "their_max": max(theirs)}
 
 
-def row(job: Job, family: str, dtype: str, found: Any) -> None:
+def row(job: Job, family: str, dtype: str, found: Found) -> None:
     job.detail(f"parity, {family}, {dtype}", found)
     if isinstance(found, Agreement):
         total = found.equal + found.ties + len(found.wrong)

@@ -1,13 +1,12 @@
-"""The throughput run by transformers' continuous batching: the same shape in random bf16 weights, made on the device."""
+"""The throughput run by transformers' continuous batching: the same shape, random bf16 weights made on the device."""
 
 import random
 import time
 import traceback
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from gpu_sections.job import Job
 from gpu_sections.model import llama_config
@@ -40,16 +39,16 @@ def main() -> None:
     job.row("throughput", "transformers", "does not run", "", "", *problems)
 
 
-def make_model(job: Job) -> Any:
+def make_model(job: Job) -> PreTrainedModel:
     shape = llama_config(job.options.model_shape)
     fields = {name: value for name, value in shape.items() if name not in ("architectures", "model_type", "rope_theta")}
     config = LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]})
     with torch.device(job.options.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     return model.eval()
 
 
-def measure(job: Job, model: Any, attention: str) -> tuple[float, dict[str, object]]:
+def measure(job: Job, model: PreTrainedModel, attention: str) -> tuple[float, dict[str, object]]:
     """Output tokens per second from the first request's arrival to the last one's end, without its own warm-up."""
     workload, count = job.options.workload, job.options.workload.peer_requests
     rng = random.Random(5)

@@ -19,7 +19,7 @@ from gpu_sections.job import JobInput, JobResult
 TOOLS = Path(__file__).parents[1]
 REPO = TOOLS.parent
 TAIL_LINES = 6
-_GRACE_S = 3.0
+_GRACE_S = 5.0
 
 
 class JobEnd(Struct):
@@ -63,8 +63,9 @@ def _wait(
     """What went wrong, if anything did."""
 
     def listen() -> None:
-        for line in output:
-            say(line.decode(errors="replace").rstrip())
+        with output:
+            for line in output:
+                say(line.decode(errors="replace").rstrip())
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

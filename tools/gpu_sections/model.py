@@ -89,8 +89,7 @@ def write_weights(path: Path, model: ModelConfig) -> int:
     """Random bf16 safetensors of the folder's model, in shards as large checkpoints are; returns their bytes.
 
     One block of random numbers is written again and again: as fast as the disk takes it, and no two rows of a matrix
-    need to differ for this. Written through to the disk and dropped from the page cache, so that the next reader
-    reads the disk (where the file system lets go of it: not on tmpfs).
+    need to differ for this.
     """
     block = _random_block()
     shards = list(_shards(weight_shapes(model)))
@@ -103,6 +102,13 @@ def write_weights(path: Path, model: ModelConfig) -> int:
     document = {"metadata": {"total_size": total}, "weight_map": index}
     (path / "model.safetensors.index.json").write_text(json.dumps(document))
     return total
+
+
+def drop_page_cache(path: Path) -> None:
+    """The folder's weights are read from the disk next time (not on tmpfs, which is its pages)."""
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
@@ -122,7 +128,7 @@ def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 def _random_block() -> memoryview:
     """bf16 numbers of standard deviation 0.02, as bytes."""
     values = np.random.default_rng(0).standard_normal(_BLOCK_VALUES, np.float32) * np.float32(0.02)
-    return memoryview((values.view(np.uint32) >> 16).astype("<u2")).cast("B")
+    return (values.view(np.uint32) >> 16).astype("<u2").data.cast("B")
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: memoryview) -> None:
@@ -134,13 +140,12 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: memoryvi
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    ones = memoryview(np.full(1 << 16, 0x3F80, "<u2")).cast("B")
+    ones = np.full(1 << 16, 0x3F80, "<u2").data.cast("B")
     with path.open("wb", buffering=0) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in shapes.items():
             _repeat(file.fileno(), ones if "norm" in name else block, 2 * math.prod(shape))
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fsync(file.fileno())  # pages that are not on the disk yet cannot be dropped
 
 
 def _repeat(fd: int, block: memoryview, nbytes: int) -> None:

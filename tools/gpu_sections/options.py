@@ -20,7 +20,7 @@ class Workload(Struct, frozen=True):
 
     batches: tuple[int, ...]
     context: int
-    """Of a decoding row when its decode steps begin, about."""
+    """Of a prompt. Rows that decode have 80 to 150 more, by the batch."""
     steps: int
     """Measured of each batch."""
     requests: int
@@ -33,8 +33,8 @@ class Workload(Struct, frozen=True):
 
 
 WORKLOADS = {
-    "8b": Workload((1, 64, 256), 1000, 160, 512, 512, 256, 128, "42G"),
-    "1b": Workload((1, 64, 256), 1000, 160, 512, 512, 256, 128, "16G"),
+    "8b": Workload((1, 64, 256), 900, 160, 512, 512, 256, 128, "42G"),
+    "1b": Workload((1, 64, 256), 900, 160, 512, 512, 256, 128, "16G"),
     "tiny": Workload((1, 4, 8), 64, 40, 16, 32, 16, 8, "256M"),
 }
 
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=["dummy", "file"], default="dummy", help="of the measured servers")
     scale = parser.add_argument_group("scale", "defaults depend on --model-shape")
     scale.add_argument("--batches", metavar="N,N,N", help="of decode steps")
-    scale.add_argument("--context", type=int, help="tokens before a decode step, about")
+    scale.add_argument("--context", type=int, help="tokens of their prompts")
     scale.add_argument("--steps", type=int, help="measured of each batch")
     scale.add_argument("--requests", type=int, help="of the throughput run")
     scale.add_argument("--peer-requests", type=int, help="of transformers' throughput run")
@@ -124,9 +124,10 @@ def scaled(workload: Workload, args: argparse.Namespace) -> Workload:
         if value is not None:
             changes[name] = value
     if args.batches is not None:
-        changes["batches"] = tuple(sorted({int(part) for part in args.batches.split(",")}))
-        if min(changes["batches"]) < 1:  # type: ignore[type-var]
+        parts = args.batches.split(",")
+        if not all(part.isdecimal() and int(part) for part in parts):
             raise ValueError(f"--batches takes numbers from 1 on, not {args.batches!r}")
+        changes["batches"] = tuple(sorted({int(part) for part in parts}))
     return replace(workload, **changes)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 NEW_TOKENS = 48
 PROMPT_LENGTHS = (1, 2, 15, 16, 17, 64, 150, 300)
@@ -58,12 +59,12 @@ def main() -> None:
 
 def write(path: Path, family: str) -> None:
     sys.path.append(str(Path(__file__).parents[2] / "tests"))
-    from checkpoints import write_checkpoint
+    from checkpoints import write_checkpoint  # type: ignore[import-not-found,unused-ignore]
 
     sizes = dict(SIZES)
     if family in HEAD_DIMS:
         sizes["head_dim"] = HEAD_DIMS[family]
-    write_checkpoint(path, family, **sizes)  # type: ignore[arg-type]
+    write_checkpoint(path, family, **sizes)  # type: ignore[arg-type,unused-ignore]
 
 
 def prompts() -> list[list[int]]:
@@ -73,13 +74,12 @@ def prompts() -> list[list[int]]:
 
 @torch.inference_mode()
 def reference(path: Path, device: str) -> list[Greedy]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model.to(device)  # type: ignore[arg-type,unused-ignore]
     model.generation_config.eos_token_id = None
     sequences = [generate(model, prompt, device) for prompt in prompts()]
     scores = [logprobs(model, sequence, device) for sequence in sequences]
-    model = model.to(torch.bfloat16)
+    model.to(dtype=torch.bfloat16)
     scores_bf16 = [logprobs(model, sequence, device) for sequence in sequences]
     found = []
     for prompt, sequence, exact, rounded in zip(prompts(), sequences, scores, scores_bf16, strict=True):
@@ -90,7 +90,7 @@ def reference(path: Path, device: str) -> list[Greedy]:
     return found
 
 
-def generate(model: Any, prompt: list[int], device: str) -> list[int]:
+def generate(model: PreTrainedModel, prompt: list[int], device: str) -> list[int]:
     """transformers' own greedy generation: the prompt and NEW_TOKENS more."""
     ids = torch.tensor([prompt], device=device)
     made = model.generate(
@@ -100,7 +100,7 @@ def generate(model: Any, prompt: list[int], device: str) -> list[int]:
     return sequence
 
 
-def logprobs(model: Any, sequence: list[int], device: str) -> torch.Tensor:
+def logprobs(model: PreTrainedModel, sequence: list[int], device: str) -> torch.Tensor:
     """[tokens - 1, vocabulary] float32 on the CPU: at each position those of the next token."""
     logits = model(torch.tensor([sequence], device=device)).logits[0, :-1]
     return torch.as_tensor(logits.float().log_softmax(-1).cpu())

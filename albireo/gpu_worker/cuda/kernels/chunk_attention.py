@@ -76,18 +76,23 @@ def chunk_kernel(
     else:
         # keys that all of the tile's queries see: no masks
         whole = tl.maximum(first_position + 1, 0) // BLOCK_N * BLOCK_N
+        block = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
         for start in range(0, whole, BLOCK_N):
-            block = tl.load(table + (start + n) // BLOCK_SIZE)
-            at = rows_of(block, start + n, head, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, None] + d[None, :]
+            key = start + n
+            at = rows_of(block, key, head, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, None] + d[None, :]
+            # the next tile's blocks, a tile ahead of the keys that they lead to
+            block = tl.load(table + (key + BLOCK_N) // BLOCK_SIZE, mask=key + BLOCK_N < end, other=0)
             k = tl.load(k_cache + at, mask=in_head, other=0.0)
             v = tl.load(v_cache + at, mask=in_head, other=0.0)
             top, total, acc = fold_in(score(query, k, IN_FP32), v, top, total, acc, scale, IN_FP32)
         begin = whole
+    key = begin + n
+    block = tl.load(table + key // BLOCK_SIZE, mask=(key >= lowest) & (key < end), other=0)
     for start in range(begin, end, BLOCK_N):
         key = start + n
         is_key = (key >= lowest) & (key < end)
-        block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0)
         at = rows_of(block, key, head, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, None] + d[None, :]
+        block = tl.load(table + (key + BLOCK_N) // BLOCK_SIZE, mask=key + BLOCK_N < end, other=0)
         k = tl.load(k_cache + at, mask=is_key[:, None] & in_head, other=0.0)
         v = tl.load(v_cache + at, mask=is_key[:, None] & in_head, other=0.0)
         is_seen = key[None, :] <= position[:, None]
