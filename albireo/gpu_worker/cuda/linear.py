@@ -59,7 +59,7 @@ class CudaLinear:
         return residual.addmm_(x, self._transposed)
 
     def streams(self, x: Tensor) -> bool:
-        """Whether `x` is one row and takes our own kernel, so that `normed` and `normed_and_gated` have the same bits."""
+        """Whether `x` is one row and takes our own kernel: then `normed` and `normed_and_gated` have the same bits."""
         return x.shape[0] == 1 and self._skinny_rows > 0
 
     def normed(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
