@@ -26,7 +26,7 @@ SHARED_BYTES = 99 * 1024
 """What the smallest cards of the last generations have for a program."""
 INT_POINTERS = "block_table slots seq_lens query_start row_shares"
 NUMBERS = (
-    "num_rows num_shares window table_stride first_seq q_stride q_head_stride out_stride out_head_stride "
+    "num_rows num_shares least_tiles window table_stride first_seq q_stride q_head_stride out_stride out_head_stride "
     "k_stride k_head_stride v_stride v_head_stride"
 )
 
@@ -77,7 +77,7 @@ def attention(head_dim: int, group: int, dtype: torch.dtype, *, has_window: bool
     }  # fmt: skip
     block_m = max(LEAST_ROWS, triton.next_power_of_2(group))
     constants = {
-        **shape, "CAN_SPLIT": True, "LEAST_TILES": 2, "BLOCK_M": block_m, "BLOCK_N": decode.block_n, "ROWS": 256,
+        **shape, "CAN_SPLIT": True, "BLOCK_M": block_m, "BLOCK_N": decode.block_n, "ROWS": 256,
     }  # fmt: skip
     compiled = compile_kernel(decode_kernel, dtype, constants, decode.num_warps, decode.num_stages)
     wide_copies = re.findall(r"cp\.async\.cg.*0x10", compiled.asm["ptx"])

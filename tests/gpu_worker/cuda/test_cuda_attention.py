@@ -159,17 +159,17 @@ def test_keys_and_values_go_where_the_slot_mapping_says_and_nowhere_else(
         assert torch.equal(ours.nan_to_num(7.0), oracles.nan_to_num(7.0))
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_shares"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_shares", "least_tiles"])  # type: ignore[untyped-decorator]
 def share_kernel(  # type: ignore[no-untyped-def]  # noqa: ANN201
     seq_lens,  # noqa: ANN001
     found,  # noqa: ANN001
     num_rows,  # noqa: ANN001
     num_shares,  # noqa: ANN001
-    LEAST_TILES: tl.constexpr,  # noqa: N803
+    least_tiles,  # noqa: ANN001
     ROWS: tl.constexpr,  # noqa: N803
 ):
     share = tl.program_id(0)
-    row, first, count = find_share(share, seq_lens, num_rows, num_shares, 0, False, 16, 16, LEAST_TILES, ROWS)
+    row, first, count = find_share(share, seq_lens, num_rows, num_shares, least_tiles, 0, False, 16, 16, ROWS)
     tl.store(found + 3 * share, row)
     tl.store(found + 3 * share + 1, first)
     tl.store(found + 3 * share + 2, count)
@@ -184,7 +184,7 @@ def test_shares_of_all_rows_are_few_and_about_equal(device: torch.device, tiles:
     seq_lens = torch.tensor([max(0, 16 * n - 7) for n in tiles], dtype=torch.int32, device=device)
     grid = len(tiles) + num_shares
     found = torch.zeros(grid, 3, dtype=torch.int32, device=device)
-    share_kernel[(grid,)](seq_lens, found, len(tiles), num_shares, LEAST_TILES=2, ROWS=32)
+    share_kernel[(grid,)](seq_lens, found, len(tiles), num_shares, 2, ROWS=32)
     fair = max(2, -(-sum(tiles) // num_shares))
     share = 0
     for row, n in enumerate(tiles):

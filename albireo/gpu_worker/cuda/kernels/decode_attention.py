@@ -22,8 +22,8 @@ def _span(seq_len, window, HAS_WINDOW: tl.constexpr, ALIGN: tl.constexpr, BLOCK_
 
 @triton.jit
 def find_share(
-    share, seq_lens, num_rows, num_shares, window,
-    HAS_WINDOW: tl.constexpr, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, LEAST_TILES: tl.constexpr, ROWS: tl.constexpr,
+    share, seq_lens, num_rows, num_shares, least_tiles, window,
+    HAS_WINDOW: tl.constexpr, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The row that `share` belongs to (num_rows: nobody's), the row's first share, and the row's number of shares.
 
@@ -35,7 +35,7 @@ def find_share(
         seq_len = tl.load(seq_lens + start + lane, mask=start + lane < num_rows, other=0)
         _, tiles = _span(seq_len, window, HAS_WINDOW, ALIGN, BLOCK_N)
         num_tiles += tl.sum(tiles, 0)
-    share_tiles = tl.maximum((num_tiles + num_shares - 1) // num_shares, LEAST_TILES)
+    share_tiles = tl.maximum((num_tiles + num_shares - 1) // num_shares, least_tiles)
     row, first, count, end = 0, 0, 0, 0
     for start in range(0, num_rows, ROWS):
         is_row = start + lane < num_rows
@@ -51,7 +51,7 @@ def find_share(
     return row, first, count
 
 
-@triton.jit(do_not_specialize=["slots", "seq_lens", "block_table", "num_rows", "num_shares", "window", "table_stride"])
+@triton.jit(do_not_specialize=["slots", "seq_lens", "block_table", "num_rows", "num_shares", "least_tiles", "window", "table_stride"])
 def decode_kernel(
     q,  # [num_rows, NUM_KV_HEADS * GROUP, HEAD_DIM], strided
     k_cache,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM], contiguous
@@ -65,6 +65,7 @@ def decode_kernel(
     row_shares,  # out int32 [num_rows, 2]: first share, number of shares
     num_rows,
     num_shares,  # that work is cut into, rows' last ones aside
+    least_tiles,  # of a share, if its row has as many
     window,
     scale,  # includes log2(e)
     table_stride,
@@ -79,7 +80,6 @@ def decode_kernel(
     HAS_WINDOW: tl.constexpr,
     ALIGN: tl.constexpr,  # of the first position that is read: BLOCK_SIZE, or BLOCK_N if that is less
     CAN_SPLIT: tl.constexpr,
-    LEAST_TILES: tl.constexpr,  # of a share, if its row has as many
     BLOCK_M: tl.constexpr,  # GROUP, or the power of two above it, at least 16
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,  # HEAD_DIM, or the power of two above it
@@ -92,7 +92,7 @@ def decode_kernel(
     row, first_share, shares = share, share, 1
     if CAN_SPLIT:
         row, first_share, shares = find_share(
-            share, seq_lens, num_rows, num_shares, window, HAS_WINDOW, ALIGN, BLOCK_N, LEAST_TILES, ROWS
+            share, seq_lens, num_rows, num_shares, least_tiles, window, HAS_WINDOW, ALIGN, BLOCK_N, ROWS
         )
         if row >= num_rows:
             return
