@@ -162,7 +162,7 @@ def test_written_weights_are_a_checkpoint(tmp_path: Path) -> None:
     read_checkpoint(str(tmp_path), check_weights=True)
     tensors = load_file(tmp_path / "model-00001-of-00001.safetensors")
     assert sum(tensor.nbytes for tensor in tensors.values()) == nbytes
-    assert tensors["model.norm.weight"].float().unique().tolist() == [1.0]
+    assert set(tensors["model.norm.weight"].tolist()) == {1.0}
     assert 0.019 < tensors["lm_head.weight"].float().std() < 0.021
 
 

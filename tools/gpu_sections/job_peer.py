@@ -3,13 +3,17 @@
 import random
 import time
 import traceback
+from typing import Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from gpu_sections.job import Job
 from gpu_sections.model import llama_config
+
+Model = Any
+"""transformers' types do not say what can be called."""
 
 ATTENTIONS = ("sdpa", "eager")
 """Tried one after the other; transformers turns them into their paged forms. Flash attention is another package."""
@@ -39,16 +43,16 @@ def main() -> None:
     job.row("throughput", "transformers", "does not run", "", "", *problems)
 
 
-def make_model(job: Job) -> PreTrainedModel:
+def make_model(job: Job) -> Model:
     shape = llama_config(job.options.model_shape)
     fields = {name: value for name, value in shape.items() if name not in ("architectures", "model_type", "rope_theta")}
     config = LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]})
     with torch.device(job.options.device):
-        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model: Model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     return model.eval()
 
 
-def measure(job: Job, model: PreTrainedModel, attention: str) -> tuple[float, dict[str, object]]:
+def measure(job: Job, model: Model, attention: str) -> tuple[float, dict[str, object]]:
     """Output tokens per second from the first request's arrival to the last one's end, without its own warm-up."""
     workload, count = job.options.workload, job.options.workload.peer_requests
     rng = random.Random(5)

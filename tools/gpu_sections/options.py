@@ -81,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def options_from(args: argparse.Namespace, serve_flags: list[str]) -> Options:
     """Raises ValueError, in one line, for flags that make no sense."""
-    sections = QUICK_SECTIONS if args.quick else SECTIONS
+    sections: tuple[str, ...] = QUICK_SECTIONS if args.quick else SECTIONS
     if args.sections is not None:
         sections = choose_sections(args.sections)
     workload = scaled(WORKLOADS[args.model_shape], args)

@@ -15,7 +15,10 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
+
+Model = Any
+"""transformers' types do not say what can be called."""
 
 NEW_TOKENS = 48
 PROMPT_LENGTHS = (1, 2, 15, 16, 17, 64, 150, 300)
@@ -74,13 +77,11 @@ def prompts() -> list[list[int]]:
 
 @torch.inference_mode()
 def reference(path: Path, device: str) -> list[Greedy]:
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    model.to(device)  # type: ignore[arg-type,unused-ignore]
-    model.generation_config.eos_token_id = None
+    model = load(path, torch.float32, device)
     sequences = [generate(model, prompt, device) for prompt in prompts()]
     scores = [logprobs(model, sequence, device) for sequence in sequences]
-    model.to(dtype=torch.bfloat16)
-    scores_bf16 = [logprobs(model, sequence, device) for sequence in sequences]
+    rounded_model = load(path, torch.bfloat16, device)
+    scores_bf16 = [logprobs(rounded_model, sequence, device) for sequence in sequences]
     found = []
     for prompt, sequence, exact, rounded in zip(prompts(), sequences, scores, scores_bf16, strict=True):
         first = len(prompt) - 1
@@ -90,7 +91,14 @@ def reference(path: Path, device: str) -> list[Greedy]:
     return found
 
 
-def generate(model: PreTrainedModel, prompt: list[int], device: str) -> list[int]:
+def load(path: Path, dtype: torch.dtype, device: str) -> Model:
+    """Loaded anew for each type: a model that is converted has rounded rope frequencies, which a loaded one has not."""
+    model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    model.generation_config.eos_token_id = None
+    return model.to(device).eval()
+
+
+def generate(model: Model, prompt: list[int], device: str) -> list[int]:
     """transformers' own greedy generation: the prompt and NEW_TOKENS more."""
     ids = torch.tensor([prompt], device=device)
     made = model.generate(
@@ -100,7 +108,7 @@ def generate(model: PreTrainedModel, prompt: list[int], device: str) -> list[int
     return sequence
 
 
-def logprobs(model: PreTrainedModel, sequence: list[int], device: str) -> torch.Tensor:
+def logprobs(model: Model, sequence: list[int], device: str) -> torch.Tensor:
     """[tokens - 1, vocabulary] float32 on the CPU: at each position those of the next token."""
     logits = model(torch.tensor([sequence], device=device)).logits[0, :-1]
     return torch.as_tensor(logits.float().log_softmax(-1).cpu())
