@@ -62,6 +62,7 @@ def make_device(path: str, max_rows: int, max_model_len: int) -> CudaDevice:
     return device
 
 
+@torch.inference_mode()
 def fill(device: CudaDevice, batch: int, context: int, parameters: dict[str, float]) -> None:
     """`batch` sequences of `context` tokens whose KV is taken as written, sampled with `parameters`."""
     from albireo.shm.layout import ADMISSION
@@ -82,6 +83,7 @@ def fill(device: CudaDevice, batch: int, context: int, parameters: dict[str, flo
     state.admissions.copy_(words.expand(slots, -1))
 
 
+@torch.inference_mode()
 def measure(device: CudaDevice, batch: int, steps: int) -> tuple[float, dict[str, tuple[float, int]]]:
     """Median ms of a step, launched one behind the other, and of each part (ms, kernels a step)."""
     for _ in range(3):
@@ -162,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(
     device: CudaDevice, batch: int, args: argparse.Namespace, floor_ms: float, parameters: dict[str, float]
 ) -> None:
-    with torch.inference_mode():
-        step_ms, parts = measure(device, batch, args.steps)
+    step_ms, parts = measure(device, batch, args.steps)
     busy_ms = sum(ms for ms, _ in parts.values())
     ratio = f"{step_ms / floor_ms:.2f} of the floor, {floor_ms:.3f} ms"
     print(f"\nbatch {batch}, context {args.context}, {parameters or 'greedy'}: step {step_ms:.3f} ms, {ratio}")

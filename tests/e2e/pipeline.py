@@ -124,7 +124,9 @@ class Pipeline:
         if self._group:
             assert all(self._group.run(lambda rank: self._workers[rank].step())), "work is left and no plan for it"
         else:
-            assert self._workers[0].step(), "work is left and no plan for it"
+            # a device that runs by itself may have launched the plan while results were waited for
+            launched = self._workers[0].step()
+            assert launched or isinstance(self._workers[0], StreamWorker), "work is left and no plan for it"
         if self._sampled[0]:
             logits = torch.cat([captured[0] for captured in self._captured], dim=1)[:, : self._vocab_size]
             for seed, position, row in zip(*self._sampled, logits, strict=True):

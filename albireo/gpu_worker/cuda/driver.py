@@ -11,6 +11,10 @@ _PORTABLE: Final = 0x01
 _DEVICE_MAP: Final = 0x02
 
 
+_PINNED: Final[list[npt.NDArray[np.uint8]]] = []
+"""What is pinned: were it unmapped, its addresses could be somebody else's while the driver holds the pages."""
+
+
 class CudaDriverError(Exception):
     """A call of the driver failed; the text has its name and the driver's."""
 
@@ -26,8 +30,9 @@ class CudaDriver:
 
     def register(self, memory: npt.NDArray[np.uint8]) -> None:
         """Pins host memory, whole pages, so that the device reads and writes it in place at the same address. It stays
-        pinned as long as the process lives."""
+        pinned, and mapped, as long as the process lives."""
         self._check("cuMemHostRegister", self._register(memory.ctypes.data, memory.size, _PORTABLE | _DEVICE_MAP))
+        _PINNED.append(memory)
 
     def call_after(self, stream: int, function: int, argument: int) -> None:
         """A thread of the driver's calls the C function `void(void *)` at `function` once all that was launched on
