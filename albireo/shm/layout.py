@@ -20,7 +20,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 4
+VERSION: Final = 5
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -150,10 +150,12 @@ TOKEN_HEADER: Final = record(
     num_logprobs=("<i4", 12),
     begin_ns=("<i8", 16),
     end_ns=("<i8", 24),
+    stamps=(("<i8", (3,)), 32),
 )
 """One step's results; the row arrays follow. Writer: the worker that owns the ring.
 `begin_ns` and `end_ns` (CLOCK_MONOTONIC) bound the device's work on the step: forward pass and sampling, without
-reading the plan, preparing inputs and writing results."""
+reading the plan, preparing inputs and writing results. `stamps`: of a device with a clock of its own, what it said at
+the begin, before sampling and at the end; for the worker's use."""
 
 TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
 """A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step);

@@ -50,10 +50,11 @@ def plan_arrays(scheduler: SchedulerConfig) -> dict[str, tuple[np.dtype[Any], in
     int32 = np.dtype("<i4")
     return {
         "header": (layout.PLAN_HEADER, 1),
+        # a GPU gets a steady step's plan in one copy: these three, and as many appends as there are
         "rows": (int32, scheduler.max_num_seqs),
-        "chunks": (layout.CHUNK, scheduler.max_num_seqs),
-        "admissions": (layout.ADMISSION, scheduler.max_num_seqs),
         "appends": (layout.BLOCK_APPEND, max_appends(scheduler)),
+        "admissions": (layout.ADMISSION, scheduler.max_num_seqs),
+        "chunks": (layout.CHUNK, scheduler.max_num_seqs),
         "chunk_tokens": (int32, scheduler.max_num_batched_tokens),
         "extras": (int32, max_extras(scheduler)),
     }

@@ -19,7 +19,7 @@ from albireo.gpu_worker.cuda.backend import CudaBackend
 from albireo.gpu_worker.cuda.decode_graphs import DecodeGraphs, bucket_sizes
 from albireo.gpu_worker.cuda.memory import GIB, kv_cache_bytes
 from albireo.gpu_worker.cuda.rank_samplers import make_step_sampler
-from albireo.gpu_worker.cuda.rings import MappedRings
+from albireo.gpu_worker.cuda.rings import StepRings
 from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.cuda.state import CudaState, HostState
@@ -74,8 +74,8 @@ class CudaDevice:
             model.on_layer = beat
             times.end("weights")
             report("preparing kernels", 0.0)
-            rings = MappedRings.of(runtime, scheduler, config.num_workers, config.rank, config.segments)
-            self._state, self._host = CudaState(scheduler, rings, runtime.device), HostState(scheduler)
+            self._rings = StepRings(runtime, scheduler, config.num_workers, config.rank, config.segments)
+            self._state, self._host = CudaState(scheduler, self._rings, runtime.device), HostState(scheduler)
             whole_rows = CudaSampler(
                 config.model.vocab_size, self._state.admissions, scheduler.max_num_seqs, scheduler.max_model_len,
                 runtime.device,
@@ -85,7 +85,7 @@ class CudaDevice:
             )  # fmt: skip
             one_block = KVCache(local, 1, scheduler.block_size, dtype, runtime.device)
             self._launcher = StepLauncher(
-                scheduler, runtime, rings, self._state, model, one_block, attention, self._sampler
+                scheduler, runtime, self._rings, self._state, model, one_block, attention, self._sampler
             )
             weights_bytes = runtime.allocated_bytes()
             self._launcher.rehearse()
@@ -106,7 +106,6 @@ class CudaDevice:
             times.end("captured steps")
         self.num_kv_blocks: int = self._launcher.kv.num_blocks
         model.on_layer = lambda: None
-        self._stamps = self._launcher.stamps.numpy()
         self._in_flight: deque[_InFlight] = deque()
         self._num_done = 0
         """Steps in flight that are done."""
@@ -119,6 +118,7 @@ class CudaDevice:
     def launch(self, plan: PlanSlot, result: TokenSlot) -> None:
         counts, host, launcher = plan.counts(), self._host, self._launcher
         host.apply(plan, counts)
+        self._rings.send_plan(counts)
         begin_ns = self._recorder.mark(Part.FETCH_PLAN)
         if counts.num_admissions:
             self._sampler.admit(plan.admissions[: counts.num_admissions], plan.extras[: counts.num_extras])
@@ -129,7 +129,7 @@ class CudaDevice:
             logprobs = [launcher.decode_logprobs(counts.sequence, host)] if host.wants_logprobs else []
             launched = LaunchedStep(counts.num_rows, logprobs, True)
         host.advance(plan, counts)
-        self._runtime.ring_when_done()
+        self._runtime.finish(*self._rings.fetch_results(counts.sequence, launched.num_rows))
         num_rows = counts.num_rows + counts.num_chunk_tokens
         self._in_flight.append(_InFlight(counts.sequence, num_rows, launched, result, begin_ns))
         self._recorder.mark(Part.INPUT_PREP)
@@ -164,7 +164,7 @@ class CudaDevice:
         """Records the device's parts of a step; returns when its work began and ended."""
         if not self._runtime.is_timed:
             return done.launched_ns, time.monotonic_ns()
-        begin, sampling, end = (int(stamp) for stamp in self._stamps[done.sequence % len(self._stamps), :3])
+        begin, sampling, end = done.result.header["stamps"][0].tolist()
         end_ns = self._runtime.host_ns(end)
         begin_ns = end_ns - (end - begin)
         sampling_ns = end_ns - (end - sampling) if done.launched.samples else end_ns

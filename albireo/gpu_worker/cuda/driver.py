@@ -26,6 +26,7 @@ class CudaDriver:
         self._cuda = ctypes.CDLL("libcuda.so.1")
         pointer, uint = ctypes.c_void_p, ctypes.c_uint
         self._register = self._function("cuMemHostRegister_v2", pointer, ctypes.c_size_t, uint)
+        self._copy = self._function("cuMemcpyAsync", pointer, pointer, ctypes.c_size_t, pointer)
         self._launch_host_func = self._function("cuLaunchHostFunc", pointer, pointer, pointer)
 
     def register(self, memory: npt.NDArray[np.uint8]) -> None:
@@ -33,6 +34,10 @@ class CudaDriver:
         pinned, and mapped, as long as the process lives."""
         self._check("cuMemHostRegister", self._register(memory.ctypes.data, memory.size, _PORTABLE | _DEVICE_MAP))
         _PINNED.append(memory)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Between pinned host memory and the device, in the order of `stream`; returns at once."""
+        self._check("cuMemcpyAsync", self._copy(target, source, nbytes, stream))
 
     def call_after(self, stream: int, function: int, argument: int) -> None:
         """A thread of the driver's calls the C function `void(void *)` at `function` once all that was launched on

@@ -1,6 +1,7 @@
 """What the CUDA device needs of CUDA beside torch tensors: memory that host and GPU share, captured steps, wake-ups and
 clocks. `HostRuntime` does the same on the CPU, for tests in Triton's interpreter."""
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -21,19 +22,26 @@ class Runtime(Protocol):
 
     device: torch.device
     wake: Wake
-    """Rung once for each `ring_when_done`."""
+    """Rung once for each `finish`."""
     num_multiprocessors: int
     is_timed: bool
     """Whether kernels note the device's clock."""
 
-    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
-        """Shared memory, a whole mapping, as int32 [n] that kernels read and write in place."""
+    def pin(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Shared memory, a whole mapping: from now on it can be copied to and from, and kernels can use it in place."""
 
     def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         """New memory that the host has and kernels read and write in place."""
 
-    def ring_when_done(self) -> None:
-        """Rings `wake` once all that was launched so far is done. Returns at once."""
+    def send(self, target: int, source: int, nbytes: int) -> None:
+        """Copies from pinned host memory to the device, beside what runs there. Returns at once."""
+
+    def wait_for_sent(self) -> None:
+        """What is launched from now on runs after all that was sent so far."""
+
+    def finish(self, target: int, source: int, nbytes: int) -> None:
+        """Once all that was launched so far is done, copies from the device to pinned host memory, then rings `wake`;
+        what is launched next does not wait for it. Returns at once."""
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         """A call that does again what `launch` launches, with the same tensors. `launch` has run before."""
@@ -66,24 +74,34 @@ class CudaRuntime:
         self._driver = CudaDriver()
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)
-        self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # streams of their own: a step waits neither for the bus nor until the driver's thread has rung
+        self._ahead = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._behind = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         self.wake = Wake()
         self._offset_ns = self._calibrate()
 
-    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
+    def pin(self, memory: npt.NDArray[np.uint8]) -> None:
         self._driver.register(memory)
-        return torch.from_numpy(memory.view(np.int32))
 
     def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
-    def ring_when_done(self) -> None:
-        # on a stream of its own: the next step does not wait until the driver's thread has rung
-        self._event.record(self._stream)
-        self._side.wait_event(self._event)
-        self._driver.call_after(self._side.cuda_stream, self.wake.function, self.wake.argument)
+    def send(self, target: int, source: int, nbytes: int) -> None:
+        self._driver.copy(target, source, nbytes, self._ahead.cuda_stream)
+
+    def wait_for_sent(self) -> None:
+        self._sent.record(self._ahead)
+        self._stream.wait_event(self._sent)
+
+    def finish(self, target: int, source: int, nbytes: int) -> None:
+        behind = self._behind.cuda_stream
+        self._done.record(self._stream)
+        self._behind.wait_event(self._done)
+        self._driver.copy(target, source, nbytes, behind)
+        self._driver.call_after(behind, self.wake.function, self.wake.argument)
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         torch.cuda.synchronize(self.device)
@@ -137,13 +155,20 @@ class HostRuntime:
     def __init__(self) -> None:
         self.wake = Wake()
 
-    def share(self, memory: npt.NDArray[np.uint8]) -> Tensor:
-        return torch.from_numpy(memory.view(np.int32))
+    def pin(self, memory: npt.NDArray[np.uint8]) -> None:
+        pass
 
     def shared_zeros(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(shape, dtype=dtype)
 
-    def ring_when_done(self) -> None:
+    def send(self, target: int, source: int, nbytes: int) -> None:
+        ctypes.memmove(target, source, nbytes)
+
+    def wait_for_sent(self) -> None:
+        pass
+
+    def finish(self, target: int, source: int, nbytes: int) -> None:
+        ctypes.memmove(target, source, nbytes)
         os.eventfd_write(self.wake.fd, 1)
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """Request state on the GPU, indexed by request slot, and what of it the host must know to launch a step.
 
-A plan's changes go from the ring to the device by a kernel (`kernels.fetch_plan`); the host follows only what does not
+A plan's changes are applied by a kernel (`kernels.fetch_plan`); the host follows only what does not
 depend on tokens.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from albireo.config import SchedulerConfig
 from albireo.gpu_worker.cuda.kernels.fetch_plan import fetch_plan
-from albireo.gpu_worker.cuda.rings import MappedRings
+from albireo.gpu_worker.cuda.rings import StepRings
 from albireo.shm import layout
 from albireo.shm.plan_ring import PlanCounts, PlanSlot
 
@@ -23,7 +23,7 @@ FETCH_PROGRAMS = 8
 class CudaState:
     """Tensors [num_slots] on the device. `step` [1] is the number of the last step that the device has finished."""
 
-    def __init__(self, config: SchedulerConfig, rings: MappedRings, device: torch.device) -> None:
+    def __init__(self, config: SchedulerConfig, rings: StepRings, device: torch.device) -> None:
         n = config.num_slots
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -45,12 +45,12 @@ class CudaState:
 
     def fetch_plan(self) -> None:
         """Launches the kernel that applies the next plan."""
-        plans = self._rings.plans
+        rings = self._rings
         fetch_plan[(FETCH_PROGRAMS,)](
-            plans.words, self.step, self.rows, self.admissions, self.alive, self.block_table,
-            SLOTS_AT=plans.slots_at, SLOT_WORDS=plans.slot_words, NUM_SLOTS=plans.num_slots,
-            ROWS_AT=plans.arrays_at["rows"], ADMISSIONS_AT=plans.arrays_at["admissions"],
-            APPENDS_AT=plans.arrays_at["appends"], MAX_ROWS=self._max_rows, TABLE_WIDTH=self.block_table.shape[1],
+            rings.plans, self.step, self.rows, self.admissions, self.alive, self.block_table,
+            SLOT_WORDS=rings.plans.stride(0), NUM_SLOTS=rings.num_slots, ROWS_AT=rings.rows_at,
+            ADMISSIONS_AT=rings.admissions_at, APPENDS_AT=rings.appends_at, MAX_ROWS=self._max_rows,
+            TABLE_WIDTH=self.block_table.shape[1],
         )  # fmt: skip
 
 

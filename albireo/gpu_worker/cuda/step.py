@@ -16,10 +16,10 @@ from torch import Tensor
 from albireo.config import SchedulerConfig
 from albireo.gpu_worker.attention.interface import Attention
 from albireo.gpu_worker.cuda.kernels.finish_step import finish_step
-from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP, stamp
+from albireo.gpu_worker.cuda.kernels.stamp import stamp
 from albireo.gpu_worker.cuda.kernels.step_inputs import LANES, chunk_inputs, decode_inputs
 from albireo.gpu_worker.cuda.rank_samplers import StepSampler
-from albireo.gpu_worker.cuda.rings import MappedRings
+from albireo.gpu_worker.cuda.rings import StepRings
 from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.gpu_worker.cuda.state import CudaState, HostState
 from albireo.gpu_worker.cuda.step_buffers import Int32s, Staging, StepBuffers
@@ -63,7 +63,7 @@ class StepLauncher:
         self,
         config: SchedulerConfig,
         runtime: Runtime,
-        rings: MappedRings,
+        rings: StepRings,
         state: CudaState,
         model: DecoderModel,
         kv: KVCache,
@@ -80,9 +80,7 @@ class StepLauncher:
         self._is_timed = runtime.is_timed
         self._lanes = triton.next_power_of_2(config.max_num_seqs)
         self.buffers = StepBuffers(config, state, runtime)
-        num_steps = rings.plans.num_slots
-        self.stamps = runtime.shared_zeros(num_steps, int(STAMPS_PER_STEP.value), dtype=torch.int64)
-        """The device's clock when each step in flight began, began to sample, and ended."""
+        num_steps = rings.num_slots
         self._chunks = Staging(num_steps, 3 * config.max_num_batched_tokens + 6 * config.max_num_seqs, runtime)
         self._scores = Staging(num_steps, 3 * (config.max_num_batched_tokens + config.max_num_seqs), runtime)
         self._asked = Staging(num_steps, 2 * config.max_num_seqs, runtime)
@@ -198,29 +196,31 @@ class StepLauncher:
     # -- parts --------------------------------------------------------------------------------------------------
 
     def _decode_inputs(self, num_rows: int) -> None:
-        state, buffers, plans = self._state, self.buffers, self._rings.plans
+        state, buffers, rings = self._state, self.buffers, self._rings
         decode_inputs[(max(1, triton.cdiv(num_rows, int(LANES.value))),)](
             num_rows, state.rows, state.alive, state.last_token, state.num_tokens, state.block_table, buffers.slots,
             buffers.input_ids, buffers.positions, buffers.slot_mapping, buffers.seq_lens, buffers.sample_slots,
-            buffers.sample_positions, self.stamps, state.step, BLOCK_SIZE=self._config.block_size,
-            TABLE_WIDTH=state.block_table.shape[1], NUM_SLOTS=plans.num_slots, IS_TIMED=self._is_timed,
+            buffers.sample_positions, rings.stamps, state.step, BLOCK_SIZE=self._config.block_size,
+            TABLE_WIDTH=state.block_table.shape[1], NUM_SLOTS=rings.num_slots, STAMP_STRIDE=rings.stamps.stride(0),
+            IS_TIMED=self._is_timed,
         )  # fmt: skip
 
     def _sample(self, logits: Tensor) -> None:
         """Tokens of `logits` [n, vocab], the first n of the step's results."""
-        buffers, n = self.buffers, len(logits)
-        stamp[(1,)](self.stamps, self._state.step, _SAMPLING, self._rings.plans.num_slots, self._is_timed)
+        buffers, rings, n = self.buffers, self._rings, len(logits)
+        stride = rings.stamps.stride(0)
+        stamp[(1,)](rings.stamps, self._state.step, _SAMPLING, stride, rings.num_slots, self._is_timed)
         slots, tokens = buffers.sample_slots[:n], buffers.tokens[:n]
         self._sampler.sample(logits, slots, self._state.alive, buffers.sample_positions[:n], tokens)
         self._sampler.observe(slots, tokens)
 
     def _finish(self, num_rows: int) -> None:
-        state, buffers, ring = self._state, self.buffers, self._rings.tokens
+        state, buffers, rings = self._state, self.buffers, self._rings
         finish_step[(1,)](
             num_rows, buffers.sample_slots, buffers.sample_positions, buffers.tokens, state.admissions, state.alive,
-            state.last_token, state.num_tokens, ring.words, state.step, self.stamps, SLOTS_AT=ring.slots_at,
-            SLOT_WORDS=ring.slot_words, NUM_SLOTS=ring.num_slots, ROWS_AT=ring.arrays_at["rows"], LANES=self._lanes,
-            IS_TIMED=self._is_timed,
+            state.last_token, state.num_tokens, rings.results, state.step, rings.stamps,
+            SLOT_WORDS=rings.results.stride(0), NUM_SLOTS=rings.num_slots, STAMP_STRIDE=rings.stamps.stride(0),
+            ROWS_AT=rings.result_rows_at, LANES=self._lanes, IS_TIMED=self._is_timed,
         )  # fmt: skip
 
     def _score_sampled(

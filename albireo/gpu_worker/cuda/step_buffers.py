@@ -69,20 +69,21 @@ class StepBuffers:
 class Staging:
     """What the host has packed for a step, on its way to the device: int32 arrays, one behind the other.
 
-    Host memory for every step that may be in flight, so that none is written while its copy has not run; one place on
-    the device, since copies and kernels run in order.
+    A place for every step that may be in flight, on the host and on the device: none is written while it is in use.
     """
 
     def __init__(self, num_steps: int, size: int, runtime: Runtime) -> None:
         self._host = runtime.shared_zeros(num_steps, size)
         self._host_arrays: Int32s = self._host.numpy()
-        self._device = torch.zeros(size, dtype=torch.int32, device=runtime.device)
+        self._device = torch.zeros(num_steps, size, dtype=torch.int32, device=runtime.device)
         self._num_steps = num_steps
+        self._runtime = runtime
 
     def send(self, step: int, *arrays: npt.NDArray[np.integer]) -> torch.Tensor:
-        """Launches the copy; returns the arrays' contents on the device, int32 [their sizes' sum], valid until the
-        next `send`'s copy runs."""
+        """Launches the copy; returns the arrays' contents on the device, int32 [their sizes' sum], for what is launched
+        from now on for this step."""
         index, size = step % self._num_steps, sum(array.size for array in arrays)
         np.concatenate(arrays, out=self._host_arrays[index, :size], casting="same_kind")
-        self._device[:size].copy_(self._host[index, :size], non_blocking=True)
-        return self._device[:size]
+        self._runtime.send(self._device[index].data_ptr(), self._host[index].data_ptr(), 4 * size)
+        self._runtime.wait_for_sent()
+        return self._device[index, :size]

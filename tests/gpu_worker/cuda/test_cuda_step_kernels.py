@@ -15,14 +15,14 @@ from albireo.gpu_worker.cuda.kernels import fetch_plan as fetch_kernels
 from albireo.gpu_worker.cuda.kernels import finish_step as finish_kernels
 from albireo.gpu_worker.cuda.kernels.finish_step import finish_step
 from albireo.gpu_worker.cuda.kernels.step_inputs import chunk_inputs, decode_inputs
-from albireo.gpu_worker.cuda.rings import MappedRings
+from albireo.gpu_worker.cuda.rings import StepRings
 from albireo.gpu_worker.cuda.runtime import CudaRuntime, HostRuntime, Runtime
 from albireo.gpu_worker.cuda.state import CudaState
 from albireo.gpu_worker.cuda.step_buffers import Staging, StepBuffers
 from albireo.messages import Finish
 from albireo.shm import layout, segment
 from albireo.shm.plan_ring import PlanRing, PlanSlot, PlanWriter
-from albireo.shm.token_ring import TokenRing
+from albireo.shm.token_ring import TokenReader, TokenRing, TokenWriter
 
 CONFIG = SchedulerConfig(max_num_seqs=300, max_num_batched_tokens=700, max_model_len=96, block_size=16, run_ahead=1)
 
@@ -53,7 +53,9 @@ class Rig:
     """Rings, the device's state over them, and the coordinator's end."""
 
     plans: PlanWriter
-    rings: MappedRings
+    tokens: TokenWriter
+    confirmed: TokenReader
+    rings: StepRings
     state: CudaState
     runtime: Runtime
     buffers: StepBuffers
@@ -66,7 +68,8 @@ class Rig:
         return plan
 
     def fetch(self) -> None:
-        self.plans.publish()
+        counts = self.plans.next_slot().counts()
+        self.rings.send_plan(counts._replace(sequence=self.plans.publish()))
         self.state.fetch_plan()
         if self.runtime.is_timed:
             torch.cuda.synchronize()
@@ -79,10 +82,12 @@ def rig(device: torch.device) -> Iterator[Rig]:
     fds = [segment.create("plan", plan_ring.geometry.size), segment.create("token", token_ring.geometry.size)]
     plan_ring.initialise(fds[0])
     token_ring.initialise(fds[1])
-    rings = MappedRings.of(runtime, CONFIG, 1, 0, SegmentFds(fds[0], (fds[1],), -1))
+    rings = StepRings(runtime, CONFIG, 1, 0, SegmentFds(fds[0], (fds[1],), -1))
     state = CudaState(CONFIG, rings, runtime.device)
     buffers = StepBuffers(CONFIG, state, runtime)
-    yield Rig(plan_ring.writer(fds[0]), rings, state, runtime, buffers)
+    yield Rig(
+        plan_ring.writer(fds[0]), token_ring.writer(fds[1]), token_ring.reader(fds[1]), rings, state, runtime, buffers
+    )
     for fd in fds:
         os.close(fd)
 
@@ -130,11 +135,11 @@ def test_a_plan_without_changes_leaves_the_state_and_the_slot_follows_the_count_
 
 def decode(rig: Rig, num_rows: int) -> None:
     state, b = rig.state, rig.buffers
-    stamps = rig.runtime.shared_zeros(3, 4, dtype=torch.int64)
     decode_inputs[(-(-max(num_rows, 1) // 256),)](
         num_rows, state.rows, state.alive, state.last_token, state.num_tokens, state.block_table, b.slots, b.input_ids,
-        b.positions, b.slot_mapping, b.seq_lens, b.sample_slots, b.sample_positions, stamps, state.step,
-        BLOCK_SIZE=16, TABLE_WIDTH=6, NUM_SLOTS=3, IS_TIMED=rig.runtime.is_timed,
+        b.positions, b.slot_mapping, b.seq_lens, b.sample_slots, b.sample_positions, rig.rings.stamps, state.step,
+        BLOCK_SIZE=16, TABLE_WIDTH=6, NUM_SLOTS=3, STAMP_STRIDE=rig.rings.stamps.stride(0),
+        IS_TIMED=rig.runtime.is_timed,
     )  # fmt: skip
 
 
@@ -211,22 +216,29 @@ def test_a_finished_step_ends_requests_advances_the_others_and_writes_the_step_s
     b.tokens[:7] = torch.tensor(tokens, dtype=torch.int32)
     b.sample_positions[:7] = torch.arange(30, 37, dtype=torch.int32)
     state.step.fill_(4)
-    before = rig.rings.tokens.words.clone()
-    stamps, ring = rig.runtime.shared_zeros(3, 4, dtype=torch.int64), rig.rings.tokens
+    rings = rig.rings
     finish_step[(1,)](
         7, b.sample_slots, b.sample_positions, b.tokens, state.admissions, state.alive, state.last_token,
-        state.num_tokens, ring.words, state.step, stamps, SLOTS_AT=ring.slots_at, SLOT_WORDS=ring.slot_words,
-        NUM_SLOTS=ring.num_slots, ROWS_AT=ring.arrays_at["rows"], LANES=512, IS_TIMED=rig.runtime.is_timed,
+        state.num_tokens, rings.results, state.step, rings.stamps, SLOT_WORDS=rings.results.stride(0),
+        NUM_SLOTS=rings.num_slots, STAMP_STRIDE=rings.stamps.stride(0), ROWS_AT=rings.result_rows_at, LANES=512,
+        IS_TIMED=rig.runtime.is_timed,
     )  # fmt: skip
+    rig.runtime.finish(*rings.fetch_results(5, 7))
     if rig.runtime.is_timed:
         torch.cuda.synchronize()
-    slot_words = ring.words[ring.slots_at + 5 % ring.num_slots * ring.slot_words :]
-    out = slot_words[ring.arrays_at["rows"] : ring.arrays_at["rows"] + 28].view(7, 4).tolist()
+    for _ in range(4):  # the device's fifth step is the ring's fifth
+        rig.tokens.publish()
+        rig.confirmed.poll()
+        rig.confirmed.consume()
+    slot = rig.tokens.next_slot()
+    out = slot.rows[:7].tolist()
     assert [row[0] for row in out] == [3, 9, 0, 4, 0, 5, 6], "padding is left out"
     assert [row[1] for row in out if row[1]] == [1003, 1009, 1000, 1004, 1005, 1006]
     assert [row[2] for row in out] == [11, 12, 13, -1, 0, 50, 20]
     assert [row[3] for row in out] == [1, 1, 2, 0, 0, 0, 0]
-    assert int((before != ring.words).sum()) <= 28
+    assert (slot.rows["slot"][7:] == 0).all()
+    others = [index for index in range(rings.num_slots) if index != 5 % rings.num_slots]
+    assert not rings.results[others].any(), "no other slot is written"
     assert state.alive[[3, 9, 0, 4, 5, 6]].tolist() == [0, 0, 0, 0, 1, 1]
     assert state.last_token[[3, 5, 6, 4]].tolist() == [11, 50, 20, 0]
     assert state.num_tokens[[3, 5, 6, 4]].tolist() == [31, 36, 37, 0]

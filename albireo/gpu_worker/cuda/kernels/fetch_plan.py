@@ -1,7 +1,7 @@
-"""The first kernel of a step: the plan's changes, from the ring in host memory to the request state on the device.
+"""The first kernel of a step: the plan's changes, from the ring of plans to the request state.
 
 Which slot of the ring it is follows from the device's own count of steps, so that a captured step is launched without
-any argument. Loads are volatile: the host has written the memory since the last step.
+any argument.
 """
 
 import triton
@@ -19,13 +19,12 @@ LANES = tl.constexpr(256)
 
 @triton.jit
 def fetch_plan(
-    ring,
+    plans,
     step,
     rows,
     admissions,
     alive,
     block_table,
-    SLOTS_AT: tl.constexpr,
     SLOT_WORDS: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
     ROWS_AT: tl.constexpr,
@@ -36,7 +35,7 @@ def fetch_plan(
 ):
     """Grid: any number of programs, which share the work.
 
-    ring         int32 [..]: the plan ring's segment; *_AT are words into it, or into a slot
+    plans        int32 [NUM_SLOTS, SLOT_WORDS]; *_AT are words into a slot
     step         int64 [1]: number of the last step
     rows         int32 [MAX_ROWS]: slots of the decode rows in batch order, then -1
     admissions   int32 [num_slots, 48]: each slot's `layout.ADMISSION`
@@ -45,33 +44,32 @@ def fetch_plan(
     """
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     index = (tl.load(step) + 1) % NUM_SLOTS
-    plan = ring + SLOTS_AT + index * SLOT_WORDS
+    plan = plans + index * SLOT_WORDS
     lane = tl.arange(0, LANES)
-    # all at once: each is a way over the bus
-    rows_changed = tl.load(plan + ROWS_CHANGED, volatile=True)
-    num_rows = tl.load(plan + NUM_ROWS, volatile=True)
-    num_appends = tl.load(plan + NUM_APPENDS, volatile=True)
-    num_admissions = tl.load(plan + NUM_ADMISSIONS, volatile=True)
+    rows_changed = tl.load(plan + ROWS_CHANGED)
+    num_rows = tl.load(plan + NUM_ROWS)
+    num_appends = tl.load(plan + NUM_APPENDS)
+    num_admissions = tl.load(plan + NUM_ADMISSIONS)
 
     if rows_changed != 0:
         for start in range(program * LANES, MAX_ROWS, num_programs * LANES):
             row = start + lane
-            slot = tl.load(plan + ROWS_AT + row, mask=row < num_rows, other=-1, volatile=True)
+            slot = tl.load(plan + ROWS_AT + row, mask=row < num_rows, other=-1)
             tl.store(rows + row, slot, mask=row < MAX_ROWS)
 
     for start in range(program * LANES, num_appends, num_programs * LANES):
         append = plan + APPENDS_AT + (start + lane) * APPEND_WORDS
         inside = start + lane < num_appends
-        slot = tl.load(append, mask=inside, other=0, volatile=True).to(tl.int64)
-        entry = tl.load(append + 1, mask=inside, other=0, volatile=True)
-        block = tl.load(append + 2, mask=inside, other=0, volatile=True)
+        slot = tl.load(append, mask=inside, other=0).to(tl.int64)
+        entry = tl.load(append + 1, mask=inside, other=0)
+        block = tl.load(append + 2, mask=inside, other=0)
         tl.store(block_table + slot * TABLE_WIDTH + entry, block, mask=inside)
 
     word = tl.arange(0, 64)
     for number in range(program, num_admissions, num_programs):
         record = plan + ADMISSIONS_AT + number * ADMISSION_WORDS
-        slot = tl.load(record, volatile=True).to(tl.int64)
+        slot = tl.load(record).to(tl.int64)
         inside = word < ADMISSION_WORDS
-        value = tl.load(record + word, mask=inside, other=0, volatile=True)
+        value = tl.load(record + word, mask=inside, other=0)
         tl.store(admissions + slot * ADMISSION_WORDS + word, value, mask=inside)
         tl.store(alive + slot, 1)

@@ -1,11 +1,8 @@
-"""The last kernel of a step: which tokens end their requests, the request state of the next step, and the results in
-the token ring in host memory."""
+"""The last kernel of a step: which tokens end their requests, the request state of the next step, and the results."""
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
-
-from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP
 
 GENERATION = tl.constexpr(1)
 NUM_EOS_IDS = tl.constexpr(8)
@@ -29,12 +26,12 @@ def finish_step(
     alive,
     last_token,
     num_tokens,
-    ring,
+    results,
     step,
     stamps,
-    SLOTS_AT: tl.constexpr,
     SLOT_WORDS: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
+    STAMP_STRIDE: tl.constexpr,
     ROWS_AT: tl.constexpr,
     LANES: tl.constexpr,
     IS_TIMED: tl.constexpr,
@@ -42,13 +39,13 @@ def finish_step(
     """Grid (1,); LANES >= num_rows. Rows with slot -1 are padding and leave nothing.
 
     sample_slots, sample_positions, tokens  int32 [num_rows]; token -1 where the row was dead
-    ring  int32 [..]: the token ring's segment: the rows of the step's slot are written, not its header
+    results  int32 [NUM_SLOTS, SLOT_WORDS]: the step's TOKEN_ROW [num_rows] from word ROWS_AT of its slot on
     step  int64 [1]: counted up at the end
     """
     before = tl.load(step)
     index = (before + 1) % NUM_SLOTS
     if IS_TIMED:
-        tl.store(stamps + index * STAMPS_PER_STEP + 2, globaltimer())
+        tl.store(stamps + index * STAMP_STRIDE + 2, globaltimer())
     row = tl.arange(0, LANES)
     inside = row < num_rows
     slot = tl.load(sample_slots + row, mask=inside, other=-1)
@@ -71,7 +68,7 @@ def finish_step(
     tl.store(num_tokens + at, length, mask=live)
     tl.store(alive + at, 0, mask=live & (finish != 0))
 
-    out = ring + SLOTS_AT + index * SLOT_WORDS + ROWS_AT + row * ROW_WORDS
+    out = results + index * SLOT_WORDS + ROWS_AT + row * ROW_WORDS
     tl.store(out, slot, mask=inside)
     tl.store(out + 1, tl.load(record + GENERATION, mask=inside, other=0), mask=inside)
     tl.store(out + 2, token, mask=inside)

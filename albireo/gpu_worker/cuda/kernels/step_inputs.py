@@ -4,8 +4,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from albireo.gpu_worker.cuda.kernels.stamp import STAMPS_PER_STEP
-
 LANES = tl.constexpr(256)
 
 
@@ -29,6 +27,7 @@ def decode_inputs(
     BLOCK_SIZE: tl.constexpr,
     TABLE_WIDTH: tl.constexpr,
     NUM_SLOTS: tl.constexpr,
+    STAMP_STRIDE: tl.constexpr,
     IS_TIMED: tl.constexpr,
 ):
     """The first `num_rows` rows, each a token of a sequence. Dead ones (ended on the device, or padding with slot -1)
@@ -39,7 +38,7 @@ def decode_inputs(
     alive, last_token, num_tokens  int32 [num_slots]
     """
     if IS_TIMED and tl.program_id(0) == 0:
-        tl.store(stamps + (tl.load(step) + 1) % NUM_SLOTS * STAMPS_PER_STEP, globaltimer())
+        tl.store(stamps + (tl.load(step) + 1) % NUM_SLOTS * STAMP_STRIDE, globaltimer())
     row = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = row < num_rows
     slot = tl.load(rows + row, mask=inside, other=-1)
