@@ -20,4 +20,10 @@ def worker_environment(num_threads: int) -> dict[str, str]:
         # Older versions of glibc take 32 MiB at most, and with the other setting alone would do worse than with none.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+        # oneDNN and torch's layer over it keep a compiled product, half a megabyte, for each number of rows above ours
+        # that they have met, 1,024 each: steps with prompts have many, and the worker grew by 700 MiB over hours. With
+        # 64 it grows by 35; a product that was dropped takes 0.4 ms to make (docs/benchmarks/soak.md). One of the two
+        # alone bounds nothing.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        "LRU_CACHE_CAPACITY": "64",
     }

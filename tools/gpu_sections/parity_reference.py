@@ -56,7 +56,10 @@ def main() -> None:
     (folder / "ready").touch()
     for family in families:
         found = reference(folder / family, device)
-        (folder / f"{family}.json").write_bytes(msgspec.json.encode(found))
+        # under another name until it is whole: somebody waits for the file
+        written = folder / f"{family}.json.part"
+        written.write_bytes(msgspec.json.encode(found))
+        written.rename(folder / f"{family}.json")
         print(f"{family}: reference is there", file=sys.stderr, flush=True)
 
 
