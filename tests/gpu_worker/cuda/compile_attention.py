@@ -35,7 +35,7 @@ def compile_kernel(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], w
     """With pointers to elements and strides that are multiples of 16, which those of models are."""
     element = "*bf16" if dtype == torch.bfloat16 else "*fp32"
     types = {
-        **dict.fromkeys("q k v k_cache v_cache out".split(), element),
+        **dict.fromkeys(["q", "k", "v", "k_cache", "v_cache", "out"], element),
         **dict.fromkeys(INT_POINTERS.split(), "*i32"),
         **dict.fromkeys(NUMBERS.split(), "i32"),
         **{"slot_mapping": "*i64", "partials": "*fp32", "partial_logs": "*fp32", "scale": "fp32"},

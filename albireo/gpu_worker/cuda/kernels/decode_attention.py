@@ -51,7 +51,18 @@ def find_share(
     return row, first, count
 
 
-@triton.jit(do_not_specialize=["slots", "seq_lens", "block_table", "num_rows", "num_shares", "least_tiles", "window", "table_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "slots",
+        "seq_lens",
+        "block_table",
+        "num_rows",
+        "num_shares",
+        "least_tiles",
+        "window",
+        "table_stride",
+    ]
+)
 def decode_kernel(
     q,  # [num_rows, NUM_KV_HEADS * GROUP, HEAD_DIM], strided
     k_cache,  # [num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM], contiguous
