@@ -1,4 +1,4 @@
-"""Compiles attention for an H100, which needs no GPU; run by `test_cuda_attention_compile` in a process of its own,
+"""Compiles attention for an H100, which needs no GPU; run by `test_cuda_compile` in a process of its own,
 since one that has Triton's interpreter on cannot compile.
 
 What the interpreter lets pass and the compiler does not is found here, and so are tiles that are too large: for the
