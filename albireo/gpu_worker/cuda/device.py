@@ -58,8 +58,8 @@ class CudaDevice:
         recorder: Recorder,
         count_busy: Callable[[int], None] = lambda time_ns: None,
     ) -> None:
-        """`beat` renews the rank's heartbeat while it starts; `count_busy` is told of each step how long the device took
-        for it. Raises OutOfDeviceMemoryError."""
+        """`beat` renews the rank's heartbeat while it starts; `count_busy` is told of each step how long the device
+        took for it. Raises OutOfDeviceMemoryError."""
         self._runtime = runtime
         self._count_busy = count_busy
         self._recorder = recorder

@@ -8,7 +8,7 @@ from albireo.shm.layout import ADMISSION
 
 def _word(name):
     """The field's place in the record, in int32 words."""
-    return tl.constexpr(ADMISSION.fields[name][1] // 4)
+    return tl.constexpr(ADMISSION.fields[name][1] // 4)  # type: ignore[index]
 
 
 RECORD_WORDS = tl.constexpr(ADMISSION.itemsize // 4)

@@ -23,7 +23,7 @@ from albireo.shm.layout import LOGPROB
 
 RECORD_WORDS = tl.constexpr(LOGPROB.itemsize // 4)
 TOKEN, VALUE, RANK, NUM_TOP, TOP_IDS, TOP_VALUES = (
-    tl.constexpr(LOGPROB.fields[name][1] // 4)
+    tl.constexpr(LOGPROB.fields[name][1] // 4)  # type: ignore[index]
     for name in ("token", "logprob", "rank", "num_top", "top_ids", "top_logprobs")
 )
 MAX_TOP = tl.constexpr(MAX_LOGPROBS)
