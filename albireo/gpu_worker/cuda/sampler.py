@@ -50,6 +50,7 @@ class CudaSampler:
         choose_tile: int = 2048,
         block: int = 128,
         capacity: int = 4096,
+        target_programs: int = TARGET_PROGRAMS,
     ) -> None:
         del max_model_len  # counts are kept by token id, whatever the length
         num_tiles = triton.cdiv(vocab_size, tile)
@@ -57,6 +58,7 @@ class CudaSampler:
         self._admissions = admissions
         self._max_rows = max_rows
         self._num_tiles = num_tiles
+        self._target_programs = target_programs
         self._tiles = {"VOCAB": vocab_size, "TILE": tile}
         self._choice = {"VOCAB": vocab_size, "TILE": choose_tile}
         self._blocks = {"BLOCK": block, "MAX_SPLITS": num_tiles}
@@ -160,6 +162,6 @@ class CudaSampler:
 
     def _split(self, num_rows: int) -> tuple[int, int]:
         """(splits, tiles in each) that rows are cut into."""
-        wanted = min(self._num_tiles, triton.cdiv(TARGET_PROGRAMS, num_rows))
+        wanted = min(self._num_tiles, triton.cdiv(self._target_programs, num_rows))
         tiles_per_split = triton.cdiv(self._num_tiles, wanted)
         return triton.cdiv(self._num_tiles, tiles_per_split), tiles_per_split

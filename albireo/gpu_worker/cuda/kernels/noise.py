@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from albireo.gpu_worker.cuda.kernels.ordered_logits import LAST_ID, NO_KEY, value_of
+from albireo.gpu_worker.cuda.kernels.ordered_logits import KEY_NEG_INF, LAST_ID, NO_KEY, value_of
 
 
 @triton.jit
@@ -33,14 +33,18 @@ def best_of_tile(keys, ids, words, inv_t, best, winner):
     among equals. Entries with NO_KEY do not take part.
 
     Two float64 logarithms for every token would cost more than all the rest, so a tile that cannot win is passed over
-    by a bound in float32: -log(-log(u)) <= -log(1 - u). Its error is far below 1e-3 and below 1e-6 of the score.
+    by a bound in float32: -log(-log(u)) <= -log(1 - u), and the bits of a positive float, read as an integer, are its
+    log2 to within 0.086 from below (Mitchell 1962). Rounding adds far less than 1e-3, and 1e-6 of the score.
     """
-    value = value_of(tl.maximum(keys, NO_KEY + 1))
-    scale = tl.minimum(inv_t, 3e38).to(tl.float32)
-    unlikely = ((words ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # 2^-32
-    bound = tl.max(tl.where(keys == NO_KEY, float("-inf"), value * scale - tl.log(unlikely)), 0)
+    value = value_of(tl.maximum(keys, KEY_NEG_INF))
+    is_steep = inv_t > 3e38
+    scale = tl.where(is_steep, 0.0, inv_t).to(tl.float32)
+    bits = ((words ^ 0xFFFFFFFF).to(tl.float32) + 0.5).to(tl.int32, bitcast=True)
+    noise = (159.0 - bits.to(tl.float32) * 1.1920928955078125e-07) * 0.6931472  # 2^-23, log 2
+    bound = tl.max(tl.where(keys == NO_KEY, float("-inf"), value * scale + noise), 0)
     bound += 1e-3 + 1e-6 * tl.abs(bound)
-    if (bound.to(tl.float64) < best) == 0:  # a NaN, of infinite bounds, proves nothing
+    # a NaN, of infinite bounds, proves nothing
+    if is_steep | ((bound.to(tl.float64) < best) == 0):
         u = (words.to(tl.float64) + 0.5) * 2.3283064365386963e-10
         score = value.to(tl.float64) * inv_t + -tl.log(-tl.log(u))
         score = tl.where(keys == NO_KEY, float("-inf"), score)
