@@ -1,4 +1,4 @@
-"""Compiles the sampling kernels for an H100, which needs no GPU; run by `test_cuda_sampler_compiles` in a process of
+"""Compiles the sampling kernels for an H100, which needs no GPU; run by `test_cuda_compile` in a process of
 its own, since one that has Triton's interpreter on cannot compile."""
 
 import re
