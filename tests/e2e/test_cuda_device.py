@@ -42,13 +42,19 @@ def test_prompts_in_chunks_decodes_and_logprobs_are_the_cpu_s(make_checkpoint: C
     assert_same(few(path, chosen, device="cuda"), few(path, chosen))
 
 
+def of_all_kinds(path: Path, **settings: Any) -> Pipeline:
+    """A run that uses the whole sampling surface; in the interpreter a part of it, whose steps take seconds."""
+    if HAS_GPU:
+        return run(path, max_tokens=12, **settings)
+    return few(path, REQUESTS[2::3], max_tokens=4, **({"max_model_len": 80} | settings))
+
+
 @slow_without_gpu
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_the_whole_sampling_surface_of_each_family(make_checkpoint: Callable[..., Path], family: str) -> None:
-    layers = {} if HAS_GPU else SMALL
-    path = make_checkpoint(family, **layers)
-    assert_same(run(path, device="cuda", max_tokens=12), run(path, max_tokens=12))
+def test_the_sampling_surface_of_each_family(make_checkpoint: Callable[..., Path], family: str) -> None:
+    path = make_checkpoint(family, **({} if HAS_GPU else SMALL))
+    assert_same(of_all_kinds(path, device="cuda"), of_all_kinds(path))
 
 
 @slow_without_gpu
@@ -58,18 +64,23 @@ def test_the_whole_sampling_surface_of_each_family(make_checkpoint: Callable[...
     [
         {"run_ahead": 0},
         {"run_ahead": 4, "max_num_batched_tokens": 24},
-        {"num_blocks": 20},
     ],
     ids=str,
 )
-def test_run_ahead_chunks_and_preemptions_change_nothing(
-    make_checkpoint: Callable[..., Path], settings: dict[str, Any]
-) -> None:
+def test_run_ahead_and_chunks_change_nothing(make_checkpoint: Callable[..., Path], settings: dict[str, Any]) -> None:
     path = make_checkpoint("qwen3", **SMALL)
-    pipeline = run(path, device="cuda", max_tokens=12, **settings)
-    if "num_blocks" in settings:
-        assert pipeline.scheduler.counters.num_preemptions > 0
-    assert_same(pipeline, run(path, max_tokens=12))
+    assert_same(of_all_kinds(path, device="cuda", **settings), of_all_kinds(path))
+
+
+@slow_without_gpu
+@pytest.mark.timeout(600)
+def test_a_preempted_request_goes_on_where_it_was(make_checkpoint: Callable[..., Path]) -> None:
+    """With penalties and a nucleus; four blocks hold both prompts and not both answers."""
+    path = make_checkpoint("qwen3", **SMALL)
+    chosen = [REQUESTS[13] | {"ignore_eos": True}, REQUESTS[4] | {"ignore_eos": True}]
+    pipeline = few(path, chosen, max_tokens=14, num_blocks=4, device="cuda")
+    assert pipeline.scheduler.counters.num_preemptions > 0
+    assert_same(pipeline, few(path, chosen, max_tokens=14))
 
 
 @pytest.mark.skipif(HAS_GPU, reason="the ranks are threads of one process, and a GPU's stream is one thread's")
