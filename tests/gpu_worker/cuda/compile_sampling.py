@@ -31,7 +31,7 @@ class Compiled:
 
     def _compile(self, *args: Any, num_warps: int = 4, enable_fp_fusion: bool = True, **constants: Any) -> None:
         names = self.kernel.arg_names
-        signature = {name: "constexpr" for name in names}
+        signature = dict.fromkeys(names, "constexpr")
         attributes = {}
         for i, (name, value) in enumerate(zip(names, args, strict=False)):
             signature[name] = _TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"

@@ -42,7 +42,7 @@ def test_rows_of_every_kind_get_the_tokens_of_the_definition(
     seed: int, vocab: int, scale: float, settings: dict[str, int], dtype: torch.dtype, device: torch.device
 ) -> None:
     """With bf16 at a small scale nearly all tokens tie; with a small capacity rows are drawn from as a whole."""
-    generator, n = np.random.default_rng(seed), 14
+    generator, n = np.random.default_rng(seed), 8
     table = random_table(n, generator)
     logits = normal_logits(generator, n, vocab, scale).to(dtype)
     slots, positions = generator.permutation(n), generator.integers(0, 2**31 - 1, n)
@@ -53,20 +53,20 @@ def test_rows_of_every_kind_get_the_tokens_of_the_definition(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_strange_logits_get_the_tokens_of_the_definition(dtype: torch.dtype, device: torch.device) -> None:
-    generator, vocab = np.random.default_rng(7), 200
+    generator, vocab = np.random.default_rng(7), 100
     rows = [
         [NAN] * vocab,
         [-INF] * vocab,
-        [NAN, -INF] * 50 + [-3e38] + [NAN] * 99,
-        [0.0, -0.0] * 100,
-        [1.0] * 100 + [INF, 3.0] * 50,
-        [-1.0] * 150 + [1e-40, NAN] * 25,
-        [3e38, -3e38] * 100,
-        [2.0] * 70 + [7.5] * 3 + [NAN] * 127,
+        [NAN, -INF] * 25 + [-3e38] + [NAN] * 49,
+        [0.0, -0.0] * 50,
+        [1.0] * 50 + [INF, 3.0] * 25,
+        [-1.0] * 70 + [1e-40, NAN] * 15,
+        [3e38, -3e38] * 50,
+        [2.0] * 70 + [7.5] * 3 + [NAN] * 27,
     ]
     logits = torch.tensor(rows).to(dtype)
-    for parameters in ({}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_p": 0.5, "min_p": 0.01, "top_k": 90}):
-        for temperature in (0.0, 0.9, 1e-5):
+    for parameters in ({}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_p": 0.5, "min_p": 0.01, "top_k": 60}):
+        for temperature in (0.9, 1e-5):
             table = make_table([temperature] * len(rows), **parameters)  # type: ignore[arg-type]
             table.seed[:] = generator.integers(-(2**63), 2**63, len(rows))
             expected = draw(logits, table, sampler=OracleSampler())
@@ -84,12 +84,12 @@ def test_a_temperature_beyond_float32s_inverse_is_exact(device: torch.device) ->
 
 
 def test_ties_at_a_filters_edge_are_kept_by_id(device: torch.device) -> None:
-    """200 equal logits: top_k keeps the first ids, and so does top_p. Every token kept is drawn at some position."""
-    table = make_table([1.0, 1.0], top_k=[3, 0], top_p=[1.0, 0.02])
-    logits = torch.zeros(16, 200, dtype=torch.bfloat16, device=device)
+    """80 equal logits: top_k keeps the first ids, and so does top_p. Every token kept is drawn at some position."""
+    table = make_table([1.0, 1.0], top_k=[3, 0], top_p=[1.0, 0.05])
+    logits = torch.zeros(16, 80, dtype=torch.bfloat16, device=device)
     for slot, kept in ((0, {0, 1, 2}), (1, {0, 1, 2, 3})):
         for settings in ({}, {"capacity": 16}):
-            sampler = make_sampler(admissions_of(table, device), 16, 200, **settings)
+            sampler = make_sampler(admissions_of(table, device), 16, 80, **settings)
             assert set(sampled(sampler, logits, [slot] * 16, list(range(16)))) == kept
 
 
@@ -126,4 +126,7 @@ def test_a_batch_leaves_nothing_behind_for_the_next(device: torch.device) -> Non
         logits = normal_logits(generator, n, 700, 5.0)
         slots, positions = generator.permutation(20)[:n], generator.integers(0, 1000, n)
         expected = draw(logits, table, slots.tolist(), positions.tolist(), OracleSampler())
-        assert sampled(sampler, logits.to(device), slots, positions, torch.ones(20, dtype=torch.uint8, device=device)) == expected
+        assert (
+            sampled(sampler, logits.to(device), slots, positions, torch.ones(20, dtype=torch.uint8, device=device))
+            == expected
+        )

@@ -35,7 +35,12 @@ def check(logits: torch.Tensor, targets: list[int], num_top: list[int], device: 
 
 @pytest.mark.parametrize(
     ("vocab", "scale", "is_bf16", "settings"),
-    [(700, 4.0, True, {}), (700, 0.01, True, {"capacity": 16}), (1030, 2.0, False, {"target_programs": 4}), (7, 1, 0, {})],
+    [
+        (700, 4.0, True, {}),
+        (700, 0.01, True, {"capacity": 16}),
+        (1030, 2.0, False, {"target_programs": 4}),
+        (7, 1, 0, {}),
+    ],
 )
 def test_scores_are_those_of_the_definition(
     vocab: int, scale: float, is_bf16: bool, settings: dict[str, int], device: torch.device
@@ -49,7 +54,8 @@ def test_scores_are_those_of_the_definition(
 
 def test_rows_of_strange_logits_are_scored(device: torch.device) -> None:
     rows = [
-        [NAN] * 70, [-INF] * 70, [0.0, -0.0] * 35, [1.0, INF] * 35, [-3e38, NAN] * 35, [3e38, -3e38, 1e-40, -1.0] * 17 + [2.0] * 2,
+        [NAN] * 70, [-INF] * 70, [0.0, -0.0] * 35, [1.0, INF] * 35, [-3e38, NAN] * 35,
+        [3e38, -3e38, 1e-40, -1.0] * 17 + [2.0] * 2,
     ]  # fmt: skip
     for targets in ([0] * 6, [1] * 6, [69] * 6):
         check(torch.tensor(rows), targets, [4, 3, 5, 20, 6, 20], device)

@@ -20,7 +20,9 @@ MASS_BITS = tl.constexpr(44)
 _LOG2_E = tl.constexpr(1.0 / math.log(2.0))
 _ROUND = tl.constexpr(1.5 * 2.0**52)
 _ONE = tl.constexpr(2.0**44)
-_C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9 = (tl.constexpr(math.log(2.0) ** k / math.factorial(k)) for k in range(1, 10))
+_C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9 = (
+    tl.constexpr(math.log(2.0) ** k / math.factorial(k)) for k in range(1, 10)
+)
 
 
 @triton.jit
