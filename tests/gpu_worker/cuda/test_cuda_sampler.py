@@ -85,6 +85,7 @@ def test_a_temperature_beyond_float32s_inverse_is_exact(device: torch.device) ->
     assert sampled(sampler, logits.to(device), [0, 1, 2], [0, 1, 2]) == expected
 
 
+@slow_without_gpu
 def test_ties_at_a_filters_edge_are_kept_by_id(device: torch.device) -> None:
     """200 equal logits: top_k keeps the first ids, and so does top_p. Every token kept is drawn at some position."""
     table = make_table([1.0, 1.0], top_k=[3, 0], top_p=[1.0, 0.02])
@@ -119,6 +120,7 @@ def test_logits_may_be_a_view_and_stay_as_they_are(device: torch.device) -> None
     assert torch.equal(wide, before)
 
 
+@slow_without_gpu
 def test_a_batch_leaves_nothing_behind_for_the_next(device: torch.device) -> None:
     """Working memory is never cleared: larger batches before smaller ones, cut into other splits."""
     generator = np.random.default_rng(10)
