@@ -44,12 +44,12 @@ def expected(step: Step, window: int | None = None) -> Tensor:
 @pytest.mark.parametrize("heads", SHAPES, ids=lambda heads: f"{heads.num_heads}-{heads.num_kv_heads}x{heads.head_dim}")
 def test_agrees_with_the_oracle(device: torch.device, heads: Heads) -> None:
     step = make_step(DECODES, CHUNKS, heads).to(device)
-    for window in (None, 5, 100):
+    for window in (None, 21):
         assert_close(step.attend(small_shares(), window), expected(step, window))
     assert_close(step.attend(TritonAttention(4)), expected(step))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_agrees_with_the_oracle_on_any_mix(device: torch.device, data: st.DataObject) -> None:
     decodes = data.draw(st.lists(st.integers(0, 40) | st.integers(0, 500), max_size=4))
