@@ -41,7 +41,7 @@ class Step:
         return out
 
     def to(self, device: torch.device) -> "Step":
-        """The same step elsewhere; `k` and `v` and `q` stay views of one tensor in form only."""
+        """The same step on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("q", "k", "v", "k_cache", "v_cache")}
         tensors = ("block_table", "slots", "query_start", "seq_lens", "slot_mapping")
         batch = replace(self.batch, **{name: getattr(self.batch, name).to(device) for name in tensors})
@@ -71,10 +71,11 @@ def make_step(decodes: Sequence[int], chunks: Sequence[tuple[int, int]], heads: 
     lengths = (*((seq_len, 1) for seq_len in decodes), *chunks)
     size = heads.block_size
     num_blocks = [-(-seq_len // size) for seq_len, _ in lengths]
-    shuffled = torch.randperm(sum(num_blocks) + 2)
+    # nobody owns block 0, which is what a masked load of a block's number gives
+    shuffled = 1 + torch.randperm(sum(num_blocks) + 1)
     block_table = torch.full((len(lengths) + 2, max(num_blocks) + 1), -1, dtype=torch.int32)
     slots = torch.randperm(len(lengths) + 2)[: len(lengths)]
-    cache_shape = (len(shuffled), heads.num_kv_heads, size, heads.head_dim)
+    cache_shape = (len(shuffled) + 1, heads.num_kv_heads, size, heads.head_dim)
     k_cache, v_cache = (torch.full(cache_shape, torch.nan, dtype=heads.dtype) for _ in range(2))
     slot_mapping: list[int] = []
     for (seq_len, query_len), slot, blocks in zip(lengths, slots, num_blocks, strict=True):

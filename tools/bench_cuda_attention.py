@@ -229,7 +229,7 @@ def print_peers(bench: Bench, peers: Sequence[Peer], show: Callable[[float], str
         try:
             line = show(bench.time(peer.prepare()))
         except Exception as error:  # a peer that this machine's versions don't have: said, and no reason to stop
-            line = f"not here: {type(error).__name__}: {str(error).splitlines()[:1]}"
+            line = f"not here: {type(error).__name__}: {str(error)[:90]!r}"
         print(f"{'':24} {peer.name:22} {line}", flush=True)
 
 

@@ -44,12 +44,12 @@ def expected(step: Step, window: int | None = None) -> Tensor:
 @pytest.mark.parametrize("heads", SHAPES, ids=lambda heads: f"{heads.num_heads}-{heads.num_kv_heads}x{heads.head_dim}")
 def test_agrees_with_the_oracle(device: torch.device, heads: Heads) -> None:
     step = make_step(DECODES, CHUNKS, heads).to(device)
-    for window in (None, 5, 100):
+    for window in (None, 21):
         assert_close(step.attend(small_shares(), window), expected(step, window))
     assert_close(step.attend(TritonAttention(4)), expected(step))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_agrees_with_the_oracle_on_any_mix(device: torch.device, data: st.DataObject) -> None:
     decodes = data.draw(st.lists(st.integers(0, 40) | st.integers(0, 500), max_size=4))
@@ -70,7 +70,9 @@ def test_how_rows_are_shared_out_changes_nothing_but_the_last_bits(device: torch
     for shares, least_tokens in ((1, 32), (3, 64)):
         tiles = DecodeTiles(32, shares_per_processor=shares, least_tokens=least_tokens)
         torch.testing.assert_close(step.attend(TritonAttention(1, tiles), window), lone, rtol=0, atol=2e-6)
-    several = step.attend(TritonAttention(10, DecodeTiles(32, least_tokens=32)), window)
+    # more than the combining kernel takes at a time
+    several = step.attend(TritonAttention(40, DecodeTiles(16, least_tokens=16)), window)
+    torch.testing.assert_close(several, lone, rtol=0, atol=2e-6)
     assert not torch.equal(several, lone), "nothing was shared out"
 
 
