@@ -38,14 +38,16 @@ NUM_CHECKED: Final = 8
 
 def microseconds(call: Callable[[], object], ms: float) -> float:
     """Per call, of a graph of one call, replayed for about `ms`."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         call()  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         call()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin: Any
+    end: Any
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     count = 3
     for _ in range(2):
         begin.record()
@@ -56,7 +58,7 @@ def microseconds(call: Callable[[], object], ms: float) -> float:
         took = begin.elapsed_time(end)
         if count == 3:
             count = max(3, int(ms * 3 / took))
-    return 1e3 * took / count
+    return 1e3 * float(took) / count
 
 
 def make_entries(n: int, mode: dict[str, float]) -> tuple[NDArray[Any], NDArray[np.int32]]:

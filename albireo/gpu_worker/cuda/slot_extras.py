@@ -1,6 +1,7 @@
 """What only some requests have, on the device: token counts for penalties, biases, bad words and the newest tokens."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +50,7 @@ class SlotExtras:
         parts: list[Int32s] = []
         for entry, is_counted in zip(entries[special], has_penalties[special], strict=True):
             parts.extend(self._parts(entry, extras, bool(is_counted)))
-        sent = iter(self._send(np.concatenate(parts)).split([part.size for part in parts]))
+        sent = iter(torch.split(self._send(np.concatenate(parts)), [part.size for part in parts]))
         for entry, is_counted in zip(entries[special], has_penalties[special], strict=True):
             self._enter(int(entry["slot"]), entry, bool(is_counted), sent)
 
@@ -65,7 +66,7 @@ class SlotExtras:
         num_bias, num_seen = int(entry["num_bias"]), int(entry["num_seen"])
         sizes = (num_bias, num_bias, int(entry["bad_words_size"]), num_seen, num_seen, int(entry["num_recent"]))
         ends = np.cumsum([at, *sizes])
-        bias_ids, biases, words, seen, counts, newest = (extras[a:b] for a, b in zip(ends, ends[1:], strict=False))
+        bias_ids, biases, words, seen, counts, newest = (extras[a:b] for a, b in pairwise(ends.tolist()))
         if num_bias:
             yield from (bias_ids, biases)
         if words.size:

@@ -32,7 +32,7 @@ def admissions_of(table: SamplingTable, device: torch.device) -> torch.Tensor:
 
 
 def make_sampler(admissions: torch.Tensor, max_rows: int, vocab: int, **settings: int) -> CudaSampler:
-    return CudaSampler(vocab, admissions, max_rows, 64, admissions.device, **{**SMALL, **settings})  # type: ignore[arg-type]
+    return CudaSampler(vocab, admissions, max_rows, 64, admissions.device, **{**SMALL, **settings})
 
 
 def sampled(
@@ -58,6 +58,6 @@ def scored(sampler: CudaSampler, logits: torch.Tensor, targets: list[int], num_t
     device = logits.device
     out = torch.full((len(targets), LOGPROB.itemsize // 4), -1, dtype=torch.int32, device=device)
     rows = [torch.tensor(each, dtype=torch.int32, device=device) for each in (targets, num_top)]
-    sampler.score(logits, *rows, out)
+    sampler.score(logits, rows[0], rows[1], out)
     records: NDArray[Any] = out.cpu().numpy().view(LOGPROB).reshape(-1)
     return records

@@ -85,7 +85,7 @@ def random_request(generator: np.random.Generator) -> Adjustments:
     """Asks for some of everything; few ids, so that words come true and tokens repeat."""
 
     def few(n: int) -> list[int]:
-        return generator.integers(0, 6, n).tolist()
+        return [int(i) for i in generator.integers(0, 6, n)]
 
     asks = generator.random(5) < 0.5
     return Adjustments(

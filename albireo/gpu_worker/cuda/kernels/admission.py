@@ -6,9 +6,13 @@ import triton.language as tl
 from albireo.shm.layout import ADMISSION
 
 
-def _word(name):
+def word_of(record, name):
     """The field's place in the record, in int32 words."""
-    return tl.constexpr(ADMISSION.fields[name][1] // 4)
+    return tl.constexpr(record.fields[name][1] // 4)
+
+
+def _word(name):
+    return word_of(ADMISSION, name)
 
 
 RECORD_WORDS = tl.constexpr(ADMISSION.itemsize // 4)

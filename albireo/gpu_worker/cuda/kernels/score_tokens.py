@@ -7,6 +7,7 @@ and a list that holds the most likely ones; the records.
 import triton
 import triton.language as tl
 
+from albireo.gpu_worker.cuda.kernels.admission import word_of
 from albireo.gpu_worker.cuda.kernels.choose_tokens import load_entries
 from albireo.gpu_worker.cuda.kernels.gather_candidates import floor_of_first, gather_split, largest_of_row
 from albireo.gpu_worker.cuda.kernels.ordered_logits import (
@@ -23,8 +24,7 @@ from albireo.shm.layout import LOGPROB
 
 RECORD_WORDS = tl.constexpr(LOGPROB.itemsize // 4)
 TOKEN, VALUE, RANK, NUM_TOP, TOP_IDS, TOP_VALUES = (
-    tl.constexpr(LOGPROB.fields[name][1] // 4)
-    for name in ("token", "logprob", "rank", "num_top", "top_ids", "top_logprobs")
+    word_of(LOGPROB, name) for name in ("token", "logprob", "rank", "num_top", "top_ids", "top_logprobs")
 )
 MAX_TOP = tl.constexpr(MAX_LOGPROBS)
 
