@@ -23,7 +23,8 @@ class Telemetry:
         the next step is exposed then, else idle."""
         self._device_ns += end_ns - begin_ns
         if self._last_end_ns:
-            self._exposed_ns += begin_ns - self._last_end_ns
+            # a device's clock may have been put right between the two
+            self._exposed_ns += max(0, begin_ns - self._last_end_ns)
             self._recorder.record(Part.EXPOSED, step, self._last_end_ns, begin_ns)
         self._last_end_ns = end_ns if has_work else 0
 

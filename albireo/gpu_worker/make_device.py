@@ -91,18 +91,20 @@ def _make_cuda_device(
     meter = DeviceMeter(runtime.uuid)
     device = CudaDevice(config, runtime, collectives, _beat(heartbeat), report, recorder, use.add_busy)
 
-    def read_meter() -> None:
+    def look_at_device() -> None:
+        runtime.check()
         reading = meter.sample(time.monotonic_ns())
         if reading is not None:
             use.write(reading)
 
     def close() -> None:
+        runtime.settle(timeout_s=1.0)
         collectives.close()
         meter.close()
 
     worker = partial(StreamWorker, device)
     return MadeDevice(
-        device.name, device.num_kv_blocks, worker, close, wake_fd=device.wake_fd, on_pause=read_meter
+        device.name, device.num_kv_blocks, worker, close, wake_fd=device.wake_fd, on_pause=look_at_device
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ class CudaDevice:
         took for it. Raises OutOfDeviceMemoryError."""
         self._runtime = runtime
         self._count_busy = count_busy
+        self._num_ranks = config.num_workers
         self._recorder = recorder
         self.wake_fd = runtime.wake.fd
         scheduler, times = config.scheduler, StageTimes()
@@ -96,12 +97,18 @@ class CudaDevice:
             )
             self._launcher.kv = KVCache(local, kv_bytes // block_bytes, scheduler.block_size, dtype, runtime.device)
             self._decode: Callable[[int], None] = self._launcher.decode
-            if not config.enforce_eager:
-                sizes = bucket_sizes(scheduler.max_num_seqs)
-                graphs = DecodeGraphs(
-                    runtime, self._launcher.decode, sizes, lambda done: report("capturing steps", done / len(sizes))
-                )
-                self._decode = graphs.run
+            sizes = bucket_sizes(scheduler.max_num_seqs)
+
+            def on_captured(count: int) -> None:
+                beat()
+                report("capturing steps", count / len(sizes))
+
+            if config.enforce_eager:
+                for size in sizes:  # kernels are compiled now, not in a request's step
+                    self._launcher.decode(size)
+                    beat()
+            else:
+                self._decode = DecodeGraphs(runtime, self._launcher.decode, sizes, on_captured).run
             self._state.step.zero_()  # captures were rehearsed on the empty ring
             times.end("captured steps")
         self.num_kv_blocks: int = self._launcher.kv.num_blocks
@@ -153,6 +160,8 @@ class CudaDevice:
         try:
             return self._launcher.mixed(plan, counts, self._host)
         except torch.OutOfMemoryError:
+            if self._num_ranks > 1:  # the other ranks do not repeat the step's collectives
+                raise
             # Memory for the largest step was taken at the start and is torch's own. Should pieces of it be too small
             # now, give them back and launch the step again: until its last kernel, it changes nothing
             log.warning("out of GPU memory in step %d: trying again", counts.sequence, exc_info=True)

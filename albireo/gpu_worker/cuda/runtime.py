@@ -52,6 +52,12 @@ class Runtime(Protocol):
     def check_weights_fit(self, nbytes: int) -> None:
         """Raises OutOfDeviceMemoryError."""
 
+    def check(self) -> None:
+        """Raises what the device has failed with, if it has: a failed device rings no more."""
+
+    def settle(self, timeout_s: float) -> None:
+        """Waits until nothing is left to ring, or as long as that."""
+
     def allocated_bytes(self) -> int:
         """By torch, on the device."""
 
@@ -120,6 +126,14 @@ class CudaRuntime:
         self._offset_ns = min(self._offset_ns, now_ns - stamp)
         return stamp + self._offset_ns
 
+    def check(self) -> None:
+        self._stream.query()
+
+    def settle(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while not self._behind.query() and time.monotonic() < end:
+            time.sleep(0.005)
+
     def check_weights_fit(self, nbytes: int) -> None:
         check_weights_fit(nbytes, *torch.cuda.mem_get_info(self.device))
 
@@ -176,6 +190,12 @@ class HostRuntime:
 
     def host_ns(self, stamp: int) -> int:
         return stamp
+
+    def check(self) -> None:
+        pass
+
+    def settle(self, timeout_s: float) -> None:
+        pass
 
     def check_weights_fit(self, nbytes: int) -> None:
         pass

@@ -89,27 +89,33 @@ class StepLauncher:
         )  # fmt: skip
 
     def rehearse(self) -> None:
-        """Runs the largest step of prompts, one block of KV standing for all: kernels are compiled, and what torch
-        allocates for it now it keeps for later steps."""
-        buffers, num_tokens = self.buffers, self._config.max_num_batched_tokens
-        length = min(num_tokens, self._config.max_model_len)
-        query_lens = np.full(-(-num_tokens // length), length, np.int32)
-        query_lens[-1] = num_tokens - length * (query_lens.size - 1)
-        query_lens = query_lens[: self._config.max_num_seqs]
-        num_tokens, num_chunks = int(query_lens.sum()), query_lens.size
-        buffers.positions[:num_tokens] = torch.arange(num_tokens, device=buffers.positions.device) % length
-        buffers.slot_mapping.fill_(-1)
-        buffers.slots.zero_()
-        buffers.sample_slots.fill_(-1)
-        buffers.seq_lens[:num_chunks].copy_(torch.from_numpy(query_lens))
-        buffers.query_start[1 : num_chunks + 1].copy_(torch.from_numpy(np.cumsum(query_lens, dtype=np.int32)))
-        hidden = self._run_model(0, num_tokens, query_lens)
+        """Runs the largest step of prompts, and a small one, one block of KV standing for all: kernels are compiled,
+        and what torch allocates now it keeps for later steps."""
+        num_tokens, most = self._config.max_num_batched_tokens, self._config.max_model_len
+        query_lens = np.full(-(-num_tokens // most), most, np.int32)
+        query_lens[-1] = num_tokens - most * (query_lens.size - 1)
+        self._launch_chunk_inputs(self._chunks.send(0), 0, 0, 0, 0)
+        self._rehearse_prompts(np.array([2], np.int32))
+        hidden = self._rehearse_prompts(query_lens[: self._config.max_num_seqs])
         scored = hidden[:SCORED_ROWS]
         targets = torch.full((len(scored),), -1, dtype=torch.int32, device=hidden.device)
         self._sampler.score(
             self._model.compute_logits(scored), targets, targets + 1, self._rings.logprobs(0)[: len(scored)]
         )
         self._sample(self._model.compute_logits(hidden[: self._config.max_num_seqs]))
+
+    def _rehearse_prompts(self, query_lens: Int32s) -> Tensor:
+        """Hidden states of whole prompts of so many tokens, which write no KV and are not sampled."""
+        buffers, num_tokens, num_chunks = self.buffers, int(query_lens.sum()), query_lens.size
+        positions = np.concatenate([np.arange(length) for length in query_lens.tolist()])
+        buffers.positions[:num_tokens].copy_(torch.from_numpy(positions))
+        buffers.slot_mapping.fill_(-1)
+        buffers.slots.zero_()
+        buffers.sample_slots.fill_(-1)
+        buffers.seq_lens[:num_chunks].copy_(torch.from_numpy(query_lens))
+        buffers.query_start[0] = 0
+        buffers.query_start[1 : num_chunks + 1].copy_(torch.from_numpy(np.cumsum(query_lens, dtype=np.int32)))
+        return self._run_model(0, num_tokens, query_lens)
 
     # -- steps that only decode ---------------------------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class StepLauncher:
     def _chunk_inputs(
         self, plan: PlanSlot, counts: PlanCounts, chunks: np.ndarray, samples: npt.NDArray[np.bool_]
     ) -> None:
-        buffers, num_rows, num_tokens = self.buffers, counts.num_rows, counts.num_chunk_tokens
+        num_rows, num_tokens = counts.num_rows, counts.num_chunk_tokens
         lengths, starts, slots = chunks["num_tokens"], chunks["start"], chunks["slot"]
         ends = np.cumsum(lengths, dtype=np.int32)
         first = np.repeat(starts - (ends - lengths), lengths)
@@ -178,9 +184,15 @@ class StepLauncher:
             slots, starts + lengths, num_rows + ends,
             (num_rows + ends - 1)[samples], slots[samples], (starts + lengths)[samples],
         )  # fmt: skip
-        table = self._state.block_table
+        num_samples = int(np.count_nonzero(samples))
+        self._launch_chunk_inputs(packed, num_rows, num_tokens, chunks.size, num_samples)
+
+    def _launch_chunk_inputs(
+        self, packed: Tensor, num_rows: int, num_tokens: int, num_chunks: int, num_samples: int
+    ) -> None:
+        buffers, table = self.buffers, self._state.block_table
         chunk_inputs[(triton.cdiv(max(num_tokens, num_rows + 1), int(LANES.value)),)](
-            packed, num_rows, num_tokens, chunks.size, int(np.count_nonzero(samples)), table, buffers.slots,
+            packed, num_rows, num_tokens, num_chunks, num_samples, table, buffers.slots,
             buffers.input_ids, buffers.positions, buffers.slot_mapping, buffers.seq_lens, buffers.query_start,
             buffers.sample_slots, buffers.sample_positions, buffers.sample_index,
             BLOCK_SIZE=self._config.block_size, TABLE_WIDTH=table.shape[1],
@@ -212,10 +224,11 @@ class StepLauncher:
         stamp[(1,)](rings.stamps, self._state.step, _SAMPLING, stride, rings.num_slots, self._is_timed)
         slots, tokens = buffers.sample_slots[:n], buffers.tokens[:n]
         self._sampler.sample(logits, slots, self._state.alive, buffers.sample_positions[:n], tokens)
-        self._sampler.observe(slots, tokens)
 
     def _finish(self, num_rows: int) -> None:
+        """The step's last kernels, and the only ones that change what a second attempt would read."""
         state, buffers, rings = self._state, self.buffers, self._rings
+        self._sampler.observe(buffers.sample_slots[:num_rows], buffers.tokens[:num_rows])
         finish_step[(1,)](
             num_rows, buffers.sample_slots, buffers.sample_positions, buffers.tokens, state.admissions, state.alive,
             state.last_token, state.num_tokens, rings.results, state.step, rings.stamps,

@@ -83,6 +83,8 @@ class Staging:
         """Launches the copy; returns the arrays' contents on the device, int32 [their sizes' sum], for what is launched
         from now on for this step."""
         index, size = step % self._num_steps, sum(array.size for array in arrays)
+        if not size:
+            return self._device[index, :0]
         np.concatenate(arrays, out=self._host_arrays[index, :size], casting="same_kind")
         self._runtime.send(self._device[index].data_ptr(), self._host[index].data_ptr(), 4 * size)
         self._runtime.wait_for_sent()

@@ -36,7 +36,7 @@ def _target_key(logits, target, VOCAB: tl.constexpr):
     return tl.where(inside, load_keys(logits, logits, False, tl.where(inside, target, 0), VOCAB), KEY_NEG_INF)
 
 
-@triton.jit(do_not_specialize=["tiles_per_split"])
+@triton.jit(do_not_specialize=["targets", "tiles_per_split"])
 def survey_scored(
     logits, stride, targets, maxima, tops, firsts, num_found, tiles_per_split, VOCAB: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr, MAX_SPLITS: tl.constexpr,
@@ -56,7 +56,7 @@ def survey_scored(
         tl.store(num_found + row, 0, mask=split == 0)
 
 
-@triton.jit(do_not_specialize=["tiles_per_split", "num_splits"])
+@triton.jit(do_not_specialize=["targets", "num_top", "tiles_per_split", "num_splits"])
 def gather_scored(
     logits, stride, targets, num_top, maxima, tops, num_found, found_keys, found_ids, masses, num_larger,
     tiles_per_split, num_splits, VOCAB: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
@@ -116,7 +116,7 @@ def _next_entry(found_keys, found_ids, num_found, logits, use_row, last_key, las
     return best, winner
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["targets", "num_top", "num_splits"])
 def write_scores(
     logits, stride, targets, num_top, tops, num_found, found_keys, found_ids, masses, num_larger, out, num_splits,
     VOCAB: tl.constexpr, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CAPACITY: tl.constexpr,

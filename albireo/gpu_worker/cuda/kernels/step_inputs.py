@@ -58,7 +58,7 @@ def decode_inputs(
     tl.store(sample_positions + row, length, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_chunks", "num_samples"])
+@triton.jit(do_not_specialize=["packed", "num_rows", "num_tokens", "num_chunks", "num_samples"])
 def chunk_inputs(
     packed,
     num_rows,
