@@ -18,7 +18,7 @@ from albireo.gpu_worker.cuda.wake import Wake
 
 
 class Runtime(Protocol):
-    """One device, one stream: everything that is launched runs in that order."""
+    """One device and one stream of steps: what is launched there runs in that order. Copies run beside it."""
 
     device: torch.device
     wake: Wake
