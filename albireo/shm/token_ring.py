@@ -12,7 +12,7 @@ from albireo.shm.segment import Segment, align
 
 class TokenSlot:
     """Views of one slot: `header` (TOKEN_HEADER[1]), `rows` (TOKEN_ROW[max_num_seqs]) and `logprobs` (LOGPROB), which
-    has room for every row and every prompt token of a step; its pages cost nothing while nobody asks, but where they are
+    has room for every row and every prompt token of a step. Its pages cost nothing while nobody asks, unless they are
     pinned for a GPU."""
 
     __slots__ = ("header", "logprobs", "rows")
