@@ -93,6 +93,10 @@ records where no alternatives are asked for. 8 MB of prompts would make gigabyte
 MAX_STREAMED_PROMPT_SCORES: Final = 2**14
 """The same in a stream, which writes them on the event loop: about 20 ms in which no other stream goes on."""
 
+MAX_GRAMMAR_CHARS: Final = 256 * 1024
+"""Longest schema, regular expression or grammar. Schemas in the wild have up to some 100 KB; compiling is also bounded
+in time and size (`grammar.limits`)."""
+
 MAX_LOCAL_TOP_K: Final = 128
 """Largest `top_k` that t ranks decide without moving logits: each sends so many candidates. Beyond it a row takes the
 sequence-parallel path."""

@@ -11,7 +11,7 @@ Doorbells carry no message: they are empty frames, and the rings' sequence numbe
 """
 
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -38,6 +38,9 @@ class Finish(IntEnum):
     ABORT = 4
     """The engine ended it; the row carries no token (-1)."""
 
+
+WAITED: Final = -2
+"""`token` of a row whose grammar's mask was not there in time: nothing was sampled, and the row goes on as it was."""
 
 Penalty = Annotated[float, Meta(ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)]
 Bias = Annotated[float, Meta(ge=-limits.MAX_BIAS, le=limits.MAX_BIAS)]
@@ -78,6 +81,17 @@ class SamplingParams(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """The same for the prompt's tokens after the first."""
 
 
+class Grammar(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request's output must match, in the words of its client; compiled by the grammar process."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    """A JSON schema; a regular expression (Rust's syntax, the whole output); a context-free grammar in llguidance's
+    dialect of Lark, which can embed the other two."""
+    source: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)]
+    field: str
+    """The request's field that asked for it, for errors."""
+
+
 class CollectiveKind(IntEnum):
     """What ranks do together; `waiting_in` of a worker's heartbeat."""
 
@@ -98,6 +112,7 @@ class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Lower runs first, under `--scheduling-policy priority`."""
     cache_salt: str = ""
     """Requests share prefix-cache blocks only with requests of the same salt."""
+    grammar: Grammar | None = None
 
 
 class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

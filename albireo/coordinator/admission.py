@@ -43,6 +43,7 @@ def write_admission(plan: PlanSlot, request: Request, generation: int, eos_token
     entry["presence_penalty"], entry["frequency_penalty"] = sampling.presence_penalty, sampling.frequency_penalty
     entry["min_position"] = min(request.num_prompt_tokens + sampling.min_tokens, request.max_total_tokens)
     entry["num_logprobs"], entry["num_prompt_logprobs"] = sampling.logprobs, sampling.prompt_logprobs
+    entry["has_grammar"] = request.has_grammar
     _write_extras(plan, entry, request)
     header["num_admissions"] = index + 1
 

@@ -128,6 +128,8 @@ class Coordinator:
         whole = len(message.prompt_token_ids) // 4 * 4
         tokens = np.frombuffer(message.prompt_token_ids[:whole], np.int32)
         problem = self._problem(frontend, message, tokens)
+        if message.grammar is not None:
+            problem = (message.grammar.field, "structured output is not supported by this engine")
         if problem is None:
             request = self._request(frontend, message, tokens)
             capacity = self._scheduler.capacity_error(request)

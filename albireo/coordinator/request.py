@@ -42,6 +42,8 @@ class Request:
     cache_salt: str
     arrival: int
     """Number in order of arrival; kept through preemptions."""
+    has_grammar: bool = False
+    """Each of its tokens waits for a mask (`shm.grammar_masks`)."""
     state: State = State.WAITING
     slot: int = -1
     num_in_flight: int = 0

@@ -27,8 +27,11 @@ class Format(Protocol):
     def chunk(self, generation: Generation) -> bytes:
         """One server-sent event with the text that the generation has for the client, and its end if it has ended."""
 
-    def usage_chunk(self, generations: Sequence[Generation]) -> bytes:
-        """The last event before [DONE], empty unless `stream_options.include_usage`."""
+    def end(self, generations: Sequence[Generation]) -> bytes:
+        """A stream's last events, when every generation has ended."""
+
+    def error(self, error: RequestError) -> bytes:
+        """A stream's last events where an error ends it: the status line is long gone."""
 
     def body(self, generations: Sequence[Generation]) -> bytes:
         """The whole response, when every generation has ended."""
@@ -59,14 +62,18 @@ class _OpenAIFormat:
         self._begun: set[int] = set()
         self._chunk_head = b"data: " + _encode(self._head | {"object": self.chunk_object})[:-1]
 
-    def usage_chunk(self, generations: Sequence[Generation]) -> bytes:
+    def end(self, generations: Sequence[Generation]) -> bytes:
+        """The usage, if `stream_options.include_usage`, and [DONE]."""
         if not self._with_usage:
-            return b""
-        return self._chunk_head + b',"choices":[],"usage":' + _encode(_usage(generations)) + b"}\n\n"
+            return DONE
+        return self._chunk_head + b',"choices":[],"usage":' + _encode(usage(generations)) + b"}\n\n" + DONE
+
+    def error(self, error: RequestError) -> bytes:
+        return b"data: " + _encode(error_body(error)) + b"\n\n" + DONE
 
     def body(self, generations: Sequence[Generation]) -> bytes:
         choices = [self._choice(generation) for generation in generations]
-        return _encode(self._head | {"choices": choices, "usage": _usage(generations)})
+        return _encode(self._head | {"choices": choices, "usage": usage(generations)})
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         raise NotImplementedError
@@ -81,7 +88,7 @@ class _OpenAIFormat:
     def _chunk_tail(self, generation: Generation) -> bytes:
         """OpenAI has a null usage in every chunk but the last, when a usage is asked for."""
         if self._with_usage_so_far:
-            return b',"usage":' + _encode(_usage([generation])) + b"}\n\n"
+            return b',"usage":' + _encode(usage([generation])) + b"}\n\n"
         return b',"usage":null}\n\n' if self._with_usage else b"}\n\n"
 
     def _begins(self, generation: Generation) -> bool:
@@ -210,11 +217,6 @@ class ChatFormat(_OpenAIFormat):
         return chat_logprobs(records, self._num_logprobs, self._names) if records.size else None
 
 
-def error_event(error: RequestError) -> bytes:
-    """An error in the middle of a stream, where the status line is long gone."""
-    return b"data: " + _encode(error_body(error)) + b"\n\n"
-
-
 def _ending(generation: Generation, logprobs: dict[str, Any] | None) -> bytes:
     head = b',"logprobs":null' if logprobs is None else b',"logprobs":' + _encode(logprobs)
     if generation.finish_reason is None:
@@ -223,7 +225,8 @@ def _ending(generation: Generation, logprobs: dict[str, Any] | None) -> bytes:
     return head + b',"finish_reason":' + reason + b',"stop_reason":' + _encode(generation.stop_reason)
 
 
-def _usage(generations: Sequence[Generation]) -> dict[str, Any]:
+def usage(generations: Sequence[Generation]) -> dict[str, Any]:
+    """OpenAI's `usage` of completions and chats."""
     prompt = sum(generation.num_prompt_tokens for generation in generations)
     completion = sum(generation.num_tokens for generation in generations)
     return {

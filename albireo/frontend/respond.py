@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from albireo.errors import RequestError
 from albireo.frontend.engine_client import EngineClient
-from albireo.frontend.formats import DONE, Format, error_event
+from albireo.frontend.formats import Format
 from albireo.frontend.generation import Generation
 from albireo.frontend.http_protocol import PieceWriter, connection_dropper, piece_writer
 from albireo.frontend.json_response import send_json
@@ -69,10 +69,10 @@ async def _stream(
             pieces = [format_.chunk(generation) for generation in ready]
             num_open -= sum(generation.ended for generation in ready)
             if not num_open:
-                pieces += [format_.usage_chunk(generations), DONE]
+                pieces.append(format_.end(generations))
         elif started:
             num_open = 0
-            pieces = [error_event(error), DONE]
+            pieces = [format_.error(error)]
         else:
             raise error
         if not started:

@@ -1,6 +1,6 @@
 """Every byte of shared memory: one numpy structured dtype per record, explicit offsets, one writer per field.
 
-Six kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
+Seven kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
 
 plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
 token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
@@ -8,6 +8,8 @@ stats        the engine's counters: the coordinator and the workers write, front
 collectives  what ranks exchange: each writes its own part, all read (`shm.collective_segment`)
 requests     what each frontend counted of its requests: each writes its own part, all read (`shm.request_counts`)
 flight       one per process: it writes what it did and when, anyone reads (`shm.flight`)
+grammar      which tokens a constrained sequence may sample: the grammar process writes, workers read
+             (`shm.grammar_masks`)
 
 Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
 then the ZeroMQ doorbell. Sequence numbers start at 1 and never repeat; 0 is a slot that was never written.
@@ -20,7 +22,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 5
+VERSION: Final = 6
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -127,10 +129,12 @@ ADMISSION: Final = record(
     bad_words_size=("<i4", 136),
     num_seen=("<i4", 140),
     num_recent=("<i4", 144),
+    has_grammar=("<i4", 148),
 )
 """A request enters `slot`. `stop_ids` holds the EOS ids (`num_eos_ids`, none under ignore_eos) and behind them the
 request's own stop ids (`num_stop_ids`). Tokens at positions below `min_position` (prompt length + min_tokens) may be
-none of these. `num_logprobs`, `num_prompt_logprobs`: as in `messages.SamplingParams`, -1 for none.
+none of these. `num_logprobs`, `num_prompt_logprobs`: as in `messages.SamplingParams`, -1 for none. `has_grammar` is 1
+where each token waits for a mask (`shm.grammar_masks`).
 
 What only some requests have lies in the plan's `extras` (int32) from `extras_start` on, in this order:
 
@@ -158,7 +162,8 @@ reading the plan, preparing inputs and writing results. `stamps`: of a device wi
 the begin, before sampling and at the end; for the worker's use."""
 
 TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
-"""A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step);
+"""A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step), -2
+(`messages.WAITED`) where its grammar's mask was not there in time: nothing was sampled, and its state is what it was;
 `finish` is a `messages.Finish` (NONE, EOS or STOP_TOKEN; the coordinator knows LENGTH by itself)."""
 
 LOGPROB: Final = record(
@@ -303,3 +308,9 @@ REQUEST_COUNTS: Final = record(
 """One per frontend, behind the header of the requests segment. Writer: that frontend. Readers: all frontends, on
 /metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their buckets, is in
 `frontend.request_metrics`."""
+
+KIND_GRAMMAR: Final = 7
+
+GRAMMAR_TAG: Final = record(8, tag=("<u8", 0))
+"""Whose mask lies in a slot's place: (generation << 32) | position of the token that it is for; 0 for none. Writer: the
+grammar process. Publish order: 0, a fence, the mask, a fence, the tag. See `shm.grammar_masks`."""
