@@ -61,6 +61,8 @@ class SegmentFds(Struct, frozen=True, forbid_unknown_fields=True):
     """What the frontends count of their requests."""
     flight: dict[str, int] = {}
     """By process name: where it notes what it does (`shm.flight`)."""
+    grammar: int = -1
+    """What constrained sequences may sample (`shm.grammar_masks`); -1 where none are served."""
 
 
 class ChildConfig(Struct, frozen=True, forbid_unknown_fields=True):
