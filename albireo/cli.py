@@ -122,6 +122,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                       help="require this key; repeatable; or ALBIREO_API_KEY")  # fmt: skip
     http.add_argument("--root-path", default="", help="path prefix behind a proxy")
     http.add_argument("--disable-uvicorn-access-log", action="store_true", help="no log line per request")
+    http.add_argument("--disable-web-page", action="store_true", help="no page at /")
     http.add_argument("--max-logprobs", type=in_range(0, MAX_LOGPROBS), default=MAX_LOGPROBS, metavar="N",
                       help="most logprobs per token that a request may ask for")  # fmt: skip
     http.add_argument("--shutdown-timeout", type=in_range(0, 86400), default=5, metavar="S",
@@ -193,6 +194,7 @@ def run_serve(args: argparse.Namespace) -> int:
             chat_template=args.chat_template,
             use_generation_config=args.generation_config == "auto",
             log_level=args.log_level,
+            web_page=not args.disable_web_page,
         )
     )
 

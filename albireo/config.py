@@ -131,6 +131,8 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     max_logprobs: int
     shutdown_timeout_s: float
     version: str
+    web_page: bool = True
+    """Whether `/` is the web page."""
 
 
 def process_names(num_workers: int, num_frontends: int = 1) -> tuple[str, ...]:

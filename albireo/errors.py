@@ -62,6 +62,14 @@ class UnsupportedMediaTypeError(RequestError):
     status = 415
 
 
+class TooManyRequestsError(RequestError):
+    """As many as there is room for are under way; the answer carries Retry-After."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class UnavailableError(RequestError):
     """Starting or stopping; the answer carries Retry-After."""
 

@@ -125,5 +125,9 @@ ENGINE_PROGRESS_TIMEOUT_NS: Final = 60_000_000_000
 """Longest time without a confirmed step while there is work. A full prefill chunk of a large model on a CPU takes
 seconds (2,048 tokens of a 0.6B model: 7 s); a minute is a hang."""
 
+MAX_ENGINE_WATCHERS: Final = 8
+"""Open `/engine/events` streams of one frontend. Each is written to several times a second on the event loop that
+streams answers; a page needs one."""
+
 RETRY_AFTER_S: Final = 2
-"""What a 503 tells the client to wait: about the time a restart takes with a warm page cache."""
+"""What a 503 or 429 tells the client to wait: about the time a restart takes with a warm page cache."""

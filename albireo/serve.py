@@ -36,6 +36,7 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     """Path of a template file, or the template itself."""
     use_generation_config: bool
     log_level: str
+    web_page: bool = True
 
 
 def serve(args: ServeArgs) -> int:
@@ -176,6 +177,7 @@ def _frontend_spec(
         max_logprobs=args.max_logprobs,
         shutdown_timeout_s=args.shutdown_timeout_s,
         version=__version__,
+        web_page=args.web_page,
     )
     # a frontend shows every process's counts and histograms
     fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())

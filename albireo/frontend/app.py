@@ -6,15 +6,17 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo.frontend.access_log import AccessLogMiddleware
-from albireo.frontend.auth import ApiKeyMiddleware
+from albireo.frontend.auth import OPEN_PATHS, ApiKeyMiddleware
 from albireo.frontend.chat import ChatCompletions
 from albireo.frontend.completions import Completions
+from albireo.frontend.engine_events import EngineEvents
 from albireo.frontend.error_boundary import ErrorBoundary
 from albireo.frontend.gpu_metrics import GpuMetrics
 from albireo.frontend.health import health, live, ready
 from albireo.frontend.json_response import send_json
 from albireo.frontend.metrics import MetricsCollector
 from albireo.frontend.models import Models
+from albireo.frontend.page import page_routes
 from albireo.frontend.part_metrics import PartMetrics
 from albireo.frontend.service import Service
 from albireo.shm.stats import EngineStats
@@ -23,6 +25,7 @@ from albireo.shm.stats import EngineStats
 def build_app(service: Service) -> ASGIApp:
     """From the inside out: routes, API keys, errors, access log."""
     config = service.config
+    page = page_routes() if config.web_page else []
     app: ASGIApp = Router(
         [
             Route("/v1/completions", Completions(service), methods=["POST"]),
@@ -34,11 +37,13 @@ def build_app(service: Service) -> ASGIApp:
             Route("/ready", ready(service), methods=["GET"]),
             Route("/metrics", Metrics(service), methods=["GET"]),
             Route("/version", Version(config.version), methods=["GET"]),
+            Route("/engine/events", EngineEvents(service), methods=["GET"]),
+            *page,
         ],
         redirect_slashes=False,
     )
     if config.api_keys:
-        app = ApiKeyMiddleware(app, config.api_keys)
+        app = ApiKeyMiddleware(app, config.api_keys, {*OPEN_PATHS, *(route.path for route in page)})
     app = ErrorBoundary(app)
     return AccessLogMiddleware(app) if config.access_log else app
 

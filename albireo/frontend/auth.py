@@ -5,7 +5,7 @@ The decision looks at the path that routing will look at (`scope["path"]`), neve
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hmac import compare_digest
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,13 +18,15 @@ OPEN_PATHS = frozenset({"/health", "/live", "/ready"})
 class ApiKeyMiddleware:
     """Raises AuthenticationError for a request without a valid `Authorization: Bearer` header."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
+        """`open_paths` need no key."""
         self._app = app
+        self._open_paths = frozenset(open_paths)
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if route not in OPEN_PATHS and not self._is_authorised(scope):
+        if route not in self._open_paths and not self._is_authorised(scope):
             raise AuthenticationError("a valid API key is needed: Authorization: Bearer KEY")
         await self._app(scope, receive, send)
 

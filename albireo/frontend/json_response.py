@@ -4,7 +4,7 @@ import msgspec
 from starlette.types import Send
 
 from albireo import limits
-from albireo.errors import RequestError, UnavailableError, error_body
+from albireo.errors import RequestError, TooManyRequestsError, UnavailableError, error_body
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -19,7 +19,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: Headers | Non
 async def send_error(send: Send, error: RequestError, headers: Headers | None = None) -> None:
     """A typed error with its status."""
     headers = headers or []
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | TooManyRequestsError):
         headers = [*headers, (b"retry-after", b"%d" % limits.RETRY_AFTER_S)]
     elif error.status == 401:
         headers = [*headers, (b"www-authenticate", b"Bearer")]

@@ -98,6 +98,11 @@ class Service:
         if not self._stopping:
             self.unavailable = None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is about to end."""
+        return self._stopping
+
     def stop(self) -> None:
         """No request is taken from now on."""
         self._stopping = True

@@ -192,17 +192,17 @@ class FlightReader:
     def name(self) -> str:
         return bytes(self._head["name"][0]).decode()
 
-    def read(self, since: int = 0) -> FlightLog:
-        """A consistent copy of the records from number `since` on: those that were overwritten while it was made are
-        left out."""
+    def read(self, since: int = 0, most: int = NUM_RECORDS) -> FlightLog:
+        """A consistent copy of the newest `most` records from number `since` on: those that were overwritten while it
+        was made are left out."""
         end = int(self._head["written"][0])
+        first = max(since, end - most)
         fence()
-        ring = self._ring.copy()
+        records = self._ring[np.arange(first, max(first, end)) % NUM_RECORDS]
         fence()
         # the slot behind the last whole record may be half written, on weakly ordered CPUs the one before it too
-        first = max(since, int(self._head["written"][0]) - NUM_RECORDS + 2, 0)
-        records = ring[np.arange(first, max(first, end)) % NUM_RECORDS]
-        return FlightLog(self.name, int(self._head["pid"][0]), records, first - since)
+        whole = max(first, int(self._head["written"][0]) - NUM_RECORDS + 2)
+        return FlightLog(self.name, int(self._head["pid"][0]), records[whole - first :], whole - since)
 
     @property
     def num_written(self) -> int:
