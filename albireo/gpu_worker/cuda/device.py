@@ -20,6 +20,7 @@ from albireo.gpu_worker.cuda.decode_graphs import DecodeGraphs, bucket_sizes
 from albireo.gpu_worker.cuda.memory import GIB, kv_cache_bytes
 from albireo.gpu_worker.cuda.rank_samplers import make_step_sampler
 from albireo.gpu_worker.cuda.rings import StepRings
+from albireo.gpu_worker.cuda.row_masks import map_masks
 from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.cuda.state import CudaState, HostState
@@ -77,9 +78,10 @@ class CudaDevice:
             report("preparing kernels", 0.0)
             self._rings = StepRings(runtime, scheduler, config.num_workers, config.rank, config.segments)
             self._state, self._host = CudaState(scheduler, self._rings, runtime.device), HostState(scheduler)
+            masks = map_masks(runtime, config.segments.grammar, scheduler.num_slots, config.model.vocab_size)
             whole_rows = CudaSampler(
                 config.model.vocab_size, self._state.admissions, scheduler.max_num_seqs, scheduler.max_model_len,
-                runtime.device,
+                runtime.device, masks,
             )  # fmt: skip
             self._sampler = make_step_sampler(
                 config.sampling_mode, whole_rows, collectives, config.model.vocab_size
@@ -135,7 +137,6 @@ class CudaDevice:
             self._decode(counts.num_rows)
             logprobs = [launcher.decode_logprobs(counts.sequence, host)] if host.wants_logprobs else []
             launched = LaunchedStep(counts.num_rows, logprobs, True)
-        host.advance(plan, counts)
         self._runtime.finish(*self._rings.fetch_results(counts.sequence, launched.num_rows))
         num_rows = counts.num_rows + counts.num_chunk_tokens
         self._in_flight.append(_InFlight(counts.sequence, num_rows, launched, result, begin_ns))
@@ -185,12 +186,11 @@ class CudaDevice:
 
 def address_logprobs(whose: list[WhoseLogprobs], result: TokenSlot) -> int:
     """Fills in who the records are of that the device has left in `result`, and drops those of rows that turned out to
-    be dead (their token is -1); returns how many there are."""
+    be dead or to wait (their token is below 0); returns how many there are."""
     slots = np.concatenate([part.slots for part in whose])
     records = result.logprobs[: slots.size]
     records["slot"] = slots
     records["generation"] = np.concatenate([part.generations for part in whose])
-    records["position"] = np.concatenate([part.positions for part in whose])
     is_live = records["token"] >= 0
     count = int(np.count_nonzero(is_live))
     if count < records.size:

@@ -30,7 +30,7 @@ class StepSampler(Protocol):
 
     def observe(self, slots: Tensor, tokens: Tensor) -> None: ...
 
-    def score(self, logits: Tensor, targets: Tensor, num_top: Tensor, out: Tensor) -> None: ...
+    def score(self, logits: Tensor, targets: Tensor, positions: Tensor, num_top: Tensor, out: Tensor) -> None: ...
 
 
 def make_step_sampler(mode: SamplingMode, whole: CudaSampler, collectives: Collectives, vocab_size: int) -> StepSampler:
@@ -52,10 +52,14 @@ class GatheredSampler:
         self._vocab_size = vocab_size
 
     def sample(self, logits: Tensor, slots: Tensor, alive: Tensor, positions: Tensor, tokens: Tensor) -> None:
-        self._whole.sample(self._gather(logits), slots, alive, positions, tokens)
+        asked = self._whole.masks.take(slots, alive, positions)
+        if self._whole.masks.are_served:
+            # a mask may have come between two ranks' looks: a row waits if it waits anywhere
+            asked = self._collectives.all_gather(asked).amin(0)
+        self._whole.draw(self._gather(logits), asked, alive, positions, tokens)
 
-    def score(self, logits: Tensor, targets: Tensor, num_top: Tensor, out: Tensor) -> None:
-        self._whole.score(self._gather(logits), targets, num_top, out)
+    def score(self, logits: Tensor, targets: Tensor, positions: Tensor, num_top: Tensor, out: Tensor) -> None:
+        self._whole.score(self._gather(logits), targets, positions, num_top, out)
 
     def _gather(self, logits: Tensor) -> Tensor:
         """All ranks' columns, side by side: `[n, vocab_size]`; the last ranks' padding lies behind."""
@@ -64,7 +68,8 @@ class GatheredSampler:
 
 
 class SequenceParallelSampler(GatheredSampler):
-    """Every rank samples its slice of the rows. Log-probabilities, which few ask for, are computed by all."""
+    """Every rank samples its slice of the rows, and so decides alone which of them wait for a mask. Log-probabilities,
+    which few ask for, are computed by all."""
 
     def sample(self, logits: Tensor, slots: Tensor, alive: Tensor, positions: Tensor, tokens: Tensor) -> None:
         size, rank = self._collectives.size, self._collectives.rank

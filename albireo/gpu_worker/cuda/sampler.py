@@ -14,6 +14,7 @@ from albireo.gpu_worker.cuda.kernels.gather_candidates import gather_candidates
 from albireo.gpu_worker.cuda.kernels.observe_tokens import observe_tokens
 from albireo.gpu_worker.cuda.kernels.score_tokens import gather_scored, survey_scored, write_scores
 from albireo.gpu_worker.cuda.kernels.survey_rows import survey_rows
+from albireo.gpu_worker.cuda.row_masks import RowMasks, SharedMasks
 from albireo.gpu_worker.cuda.slot_extras import SlotExtras
 from albireo.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
@@ -27,7 +28,7 @@ _EXACT: Final = {"enable_fp_fusion": False}
 
 
 class CudaSampler:
-    """Samples rows of whole vocabularies; five kernels, or four without adjustments, whatever the rows ask for.
+    """Samples rows of whole vocabularies; the same kernels whatever the rows ask for, so that they can be captured.
 
     Owned by the worker's main thread; all but `admit` can be captured. `admissions` int32 [num_slots, 48] holds each
     slot's `layout.ADMISSION` and is written by the caller, on the same stream. Working memory, allocated once:
@@ -45,6 +46,7 @@ class CudaSampler:
         max_rows: int,
         max_model_len: int,
         device: torch.device,
+        masks: SharedMasks | None = None,
         *,
         tile: int = 1024,
         choose_tile: int = 2048,
@@ -69,6 +71,7 @@ class CudaSampler:
         }  # fmt: skip
         self._guess = max(1, min(GUESSED_NUCLEUS, num_blocks // 2))
         self._extras = SlotExtras(len(admissions), vocab_size, device)
+        self.masks = RowMasks(masks, admissions, max_rows, device)
 
         def scratch(width: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(max_rows, width, dtype=dtype, device=device)
@@ -84,6 +87,7 @@ class CudaSampler:
     def admit(self, entries: NDArray[Any], extras: NDArray[np.int32]) -> None:
         """Requests enter slots: `layout.ADMISSION` [n] and the plan's `extras`, on the host. Not captured; in stream
         order before the step that first samples for them."""
+        assert self.masks.are_served or not entries["has_grammar"].any(), "a grammar, and no masks"
         self._extras.admit(entries, extras)
 
     def sample(self, logits: Tensor, slots: Tensor, alive: Tensor, positions: Tensor, tokens: Tensor) -> None:
@@ -93,20 +97,24 @@ class CudaSampler:
         slots      int32 [n]; -1 is padding
         alive      an integer type or bool [num_slots]; a row of a slot with 0 gets token -1, like padding
         positions  int32 [n]: position in its sequence of the token that is sampled
-        tokens     int32 [n]
+        tokens     int32 [n]; WAITED where a grammar's mask is not there
         """
+        if len(slots):
+            alive = alive.view(torch.uint8) if alive.dtype == torch.bool else alive
+            self.draw(logits, self.masks.take(slots, alive, positions), alive, positions, tokens)
+
+    def draw(self, logits: Tensor, slots: Tensor, alive: Tensor, positions: Tensor, tokens: Tensor) -> None:
+        """`sample` with `slots` from `masks.take`."""
         n, stride = len(slots), logits.stride(0)
         assert n <= self._max_rows and logits.stride(1) == 1 and logits.shape[1] >= self._vocab_size
-        if n == 0:
-            return
-        alive = alive.view(torch.uint8) if alive.dtype == torch.bool else alive
         num_splits, tiles_per_split = self._split(n)
-        grid, extras = (n, num_splits), self._extras
+        grid, extras, allowed = (n, num_splits), self._extras, self.masks.allowed
         rows = (logits, stride, self._adjusted, self._admissions, slots, alive, positions)
         adjust_rows[grid](
-            *rows, extras.counts, extras.bias_ids, extras.bias_values, extras.word_lasts, extras.word_beginnings,
-            extras.recent, tiles_per_split, **self._tiles, MAX_BIAS=MAX_LOGIT_BIAS, MAX_WORDS=MAX_BAD_WORDS,
-            WORD_TOKENS=MAX_BAD_WORD_TOKENS, MAX_STOP_IDS=MAX_STOP_TOKEN_IDS, **_EXACT,
+            *rows, allowed, extras.counts, extras.bias_ids, extras.bias_values, extras.word_lasts,
+            extras.word_beginnings, extras.recent, tiles_per_split, **self._tiles, MAX_BIAS=MAX_LOGIT_BIAS,
+            MAX_WORDS=MAX_BAD_WORDS, WORD_TOKENS=MAX_BAD_WORD_TOKENS, MAX_STOP_IDS=MAX_STOP_TOKEN_IDS,
+            MASK_STRIDE=allowed.stride(0), **_EXACT,
         )  # fmt: skip
         survey_rows[grid](
             *rows, self._maxima, self._tops, self._firsts, self._scores, self._winners, self._num_found,
@@ -123,27 +131,28 @@ class CudaSampler:
         )  # fmt: skip
 
     def observe(self, slots: Tensor, tokens: Tensor) -> None:
-        """These tokens were sampled for these slots, int32 [n] both, each slot once; a token of -1 stands for none."""
+        """These tokens were sampled for these slots, int32 [n] both, each slot once; below 0 stands for none."""
         if len(slots):
             observe_tokens[(len(slots),)](
                 slots, tokens, self._admissions, self._extras.counts, self._extras.recent, VOCAB=self._vocab_size,
                 WORD_TOKENS=MAX_BAD_WORD_TOKENS, num_warps=1,
             )  # fmt: skip
 
-    def score(self, logits: Tensor, targets: Tensor, num_top: Tensor, out: Tensor) -> None:
-        """Fills in `out`, int32 [n, 48]: `layout.LOGPROB` without slot, generation and position; on the device or
-        pinned on the host. Unused top ids are -1. A target of -1 leaves its record at token -1 and else as it was.
+    def score(self, logits: Tensor, targets: Tensor, positions: Tensor, num_top: Tensor, out: Tensor) -> None:
+        """Fills in `out`, int32 [n, 48]: `layout.LOGPROB` without slot and generation; on the device or pinned on the
+        host. Unused top ids are -1. A target below 0 leaves its record with that token and else as it was.
 
-        logits   as in `sample`, any n
-        targets  int32 [n]: token ids
-        num_top  int32 [n]: how many of the most likely tokens, at most MAX_LOGPROBS
+        logits     as in `sample`, any n
+        targets    int32 [n]: token ids
+        positions  int32 [n]: what the record says
+        num_top    int32 [n]: how many of the most likely tokens, at most MAX_LOGPROBS
         """
         assert logits.stride(1) == 1 and logits.shape[1] >= self._vocab_size and out.stride(0) == 48
         for start in range(0, len(targets), self._max_rows):
             part = slice(start, start + self._max_rows)
-            self._score(logits[part], targets[part], num_top[part], out[part])
+            self._score(logits[part], targets[part], positions[part], num_top[part], out[part])
 
-    def _score(self, logits: Tensor, targets: Tensor, num_top: Tensor, out: Tensor) -> None:
+    def _score(self, logits: Tensor, targets: Tensor, positions: Tensor, num_top: Tensor, out: Tensor) -> None:
         n, stride = len(targets), logits.stride(0)
         num_splits, tiles_per_split = self._split(n)
         survey_scored[(n, num_splits)](
@@ -156,8 +165,9 @@ class CudaSampler:
             **self._gathering, **_EXACT,
         )  # fmt: skip
         write_scores[(n,)](
-            logits, stride, targets, num_top, self._tops, self._num_found, self._found_keys, self._found_ids,
-            self._masses, self._num_larger, out, num_splits, **self._choice, **self._splits, num_warps=8, **_EXACT,
+            logits, stride, targets, positions, num_top, self._tops, self._num_found, self._found_keys,
+            self._found_ids, self._masses, self._num_larger, out, num_splits, **self._choice, **self._splits,
+            num_warps=8, **_EXACT,
         )  # fmt: skip
 
     def _split(self, num_rows: int) -> tuple[int, int]:

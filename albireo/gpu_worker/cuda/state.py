@@ -60,8 +60,6 @@ class HostState:
     def __init__(self, config: SchedulerConfig) -> None:
         n = config.num_slots
         self.generation = np.zeros(n, np.uint32)
-        self.next_position = np.zeros(n, np.int32)
-        """Of the token that the slot's next decode row yields, if it is alive."""
         self.num_logprobs = np.full(n, -1, np.int32)
         self.num_prompt_logprobs = np.full(n, -1, np.int32)
         self.rows: npt.NDArray[np.int32] = np.empty(0, np.int32)
@@ -75,13 +73,6 @@ class HostState:
         if counts.rows_changed:
             self.rows = plan.rows[: counts.num_rows].copy()
             self.wants_logprobs = bool((self.num_logprobs[self.rows] >= 0).any())
-
-    def advance(self, plan: PlanSlot, counts: PlanCounts) -> None:
-        """The plan is launched."""
-        self.next_position[self.rows] += 1
-        if counts.num_chunks:
-            chunks = plan.chunks[: counts.num_chunks]
-            self.next_position[chunks["slot"]] = chunks["start"] + chunks["num_tokens"] + 1
 
     def _admit(self, entries: npt.NDArray[Any]) -> None:
         slots = entries["slot"]

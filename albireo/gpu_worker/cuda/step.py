@@ -37,11 +37,11 @@ _SAMPLING = 1
 
 @dataclass(frozen=True, slots=True)
 class WhoseLogprobs:
-    """To whom the records belong that a step leaves in the token ring: parallel arrays [n]."""
+    """To whom the records belong that a step leaves in the token ring: parallel arrays [n]. Their positions the device
+    has written: a row may have waited for its grammar's mask, which the host does not follow."""
 
     slots: Int32s
     generations: npt.NDArray[np.uint32]
-    positions: Int32s
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class StepLauncher:
         self.buffers = StepBuffers(config, state, runtime)
         num_steps = rings.num_slots
         self._chunks = Staging(num_steps, 3 * config.max_num_batched_tokens + 6 * config.max_num_seqs, runtime)
-        self._scores = Staging(num_steps, 3 * (config.max_num_batched_tokens + config.max_num_seqs), runtime)
+        self._scores = Staging(num_steps, 4 * (config.max_num_batched_tokens + config.max_num_seqs), runtime)
         self._asked = Staging(num_steps, 2 * config.max_num_seqs, runtime)
         self._logits = torch.zeros(
             config.max_num_seqs, model.vocab_width, dtype=model.dtype, device=runtime.device
@@ -100,7 +100,7 @@ class StepLauncher:
         scored = hidden[:SCORED_ROWS]
         targets = torch.full((len(scored),), -1, dtype=torch.int32, device=hidden.device)
         self._sampler.score(
-            self._model.compute_logits(scored), targets, targets + 1, self._rings.logprobs(0)[: len(scored)]
+            self._model.compute_logits(scored), targets, targets, targets + 1, self._rings.logprobs(0)[: len(scored)]
         )
         self._sample(self._model.compute_logits(hidden[: self._config.max_num_seqs]))
 
@@ -135,8 +135,7 @@ class StepLauncher:
         """Launches, behind a step that only decodes, what writes its rows' log-probabilities."""
         rows = np.flatnonzero(host.num_logprobs[host.rows] >= 0)
         slots = host.rows[rows]
-        positions = host.next_position[slots]
-        return self._score_sampled(step, 0, self._logits[: host.rows.size], rows, slots, positions, host)
+        return self._score_sampled(step, 0, self._logits[: host.rows.size], rows, slots, host)
 
     # -- steps with prompt chunks -------------------------------------------------------------------------------
 
@@ -155,7 +154,7 @@ class StepLauncher:
         scores = find_prompt_scores(plan, host.num_prompt_logprobs, num_rows)
         if scores is not None:
             self._score_prompts(step, hidden, scores)
-            logprobs.append(WhoseLogprobs(scores.slots, host.generation[scores.slots], scores.positions))
+            logprobs.append(WhoseLogprobs(scores.slots, host.generation[scores.slots]))
             num_records = scores.rows.size
         if num_results:
             logits = self._model.compute_logits(hidden.index_select(0, self.buffers.sample_index[:num_results]))
@@ -163,9 +162,7 @@ class StepLauncher:
             slots = np.concatenate([host.rows, chunks["slot"][samples]])
             rows = np.flatnonzero(host.num_logprobs[slots] >= 0)
             if rows.size:
-                ends = (chunks["start"] + chunks["num_tokens"])[samples]
-                positions = np.concatenate([host.next_position[host.rows], ends])[rows]
-                logprobs.append(self._score_sampled(step, num_records, logits, rows, slots[rows], positions, host))
+                logprobs.append(self._score_sampled(step, num_records, logits, rows, slots[rows], host))
         self._finish(num_results)
         return LaunchedStep(num_results, logprobs, num_results > 0)
 
@@ -190,11 +187,11 @@ class StepLauncher:
     def _launch_chunk_inputs(
         self, packed: Tensor, num_rows: int, num_tokens: int, num_chunks: int, num_samples: int
     ) -> None:
-        buffers, table = self.buffers, self._state.block_table
+        buffers, state, table = self.buffers, self._state, self._state.block_table
         chunk_inputs[(triton.cdiv(max(num_tokens, num_rows + 1), int(LANES.value)),)](
-            packed, num_rows, num_tokens, num_chunks, num_samples, table, buffers.slots,
-            buffers.input_ids, buffers.positions, buffers.slot_mapping, buffers.seq_lens, buffers.query_start,
-            buffers.sample_slots, buffers.sample_positions, buffers.sample_index,
+            packed, num_rows, num_tokens, num_chunks, num_samples, table, state.last_token, state.num_tokens,
+            buffers.slots, buffers.input_ids, buffers.positions, buffers.slot_mapping, buffers.seq_lens,
+            buffers.query_start, buffers.sample_slots, buffers.sample_positions, buffers.sample_index,
             BLOCK_SIZE=self._config.block_size, TABLE_WIDTH=table.shape[1],
         )  # fmt: skip
 
@@ -243,21 +240,24 @@ class StepLauncher:
         logits: Tensor,
         rows: npt.NDArray[np.int64],
         slots: Int32s,
-        positions: Int32s,
         host: HostState,
     ) -> WhoseLogprobs:
         """Log-probabilities of the tokens that the step's result `rows` have just got, in records from `start` on."""
         sent = self._asked.send(step, rows, host.num_logprobs[slots])
         index, num_top = sent[: rows.size], sent[rows.size :]
         chosen = logits if rows.size == len(logits) else logits.index_select(0, index)
-        targets = self.buffers.tokens.index_select(0, index)
-        self._sampler.score(chosen, targets, num_top, self._rings.logprobs(step)[start : start + rows.size])
-        return WhoseLogprobs(slots, host.generation[slots], positions)
+        targets, positions = (
+            rows_of.index_select(0, index) for rows_of in (self.buffers.tokens, self.buffers.sample_positions)
+        )
+        records = self._rings.logprobs(step)[start : start + rows.size]
+        self._sampler.score(chosen, targets, positions, num_top, records)
+        return WhoseLogprobs(slots, host.generation[slots])
 
     def _score_prompts(self, step: int, hidden: Tensor, scores: PromptScores) -> None:
         n, records = scores.rows.size, self._rings.logprobs(step)
-        rows, targets, num_top = self._scores.send(step, scores.rows, scores.targets, scores.num_top).view(3, n)
+        arrays = scores.rows, scores.targets, scores.positions, scores.num_top
+        rows, targets, positions, num_top = self._scores.send(step, *arrays).view(4, n)
         for start in range(0, n, SCORED_ROWS):
             part = slice(start, min(start + SCORED_ROWS, n))
             logits = self._model.compute_logits(hidden.index_select(0, rows[part]))
-            self._sampler.score(logits, targets[part], num_top[part], records[part])
+            self._sampler.score(logits, targets[part], positions[part], num_top[part], records[part])

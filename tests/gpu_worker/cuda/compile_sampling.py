@@ -10,10 +10,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from albireo.gpu_worker.cuda import sampler
+from albireo.gpu_worker.cuda.row_masks import SharedMasks
 from albireo.shm.layout import ADMISSION
 
 H100 = GPUTarget("cuda", 90, 32)
 VOCAB = 128_256
+MASK_WORDS = 4016
 _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int16: "*i16", torch.uint8: "*u8",
     torch.float64: "*fp64", torch.int64: "*i64",
@@ -55,11 +57,12 @@ def main() -> None:
     rows, slots = 4, torch.zeros(4, dtype=torch.int32)
     alive = torch.zeros(4, dtype=torch.int32)
     admissions = torch.zeros(rows, ADMISSION.itemsize // 4, dtype=torch.int32)
-    made = sampler.CudaSampler(VOCAB, admissions, rows, 1, cpu)
+    shared = SharedMasks(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, MASK_WORDS, dtype=torch.int32))
+    made = sampler.CudaSampler(VOCAB, admissions, rows, 1, cpu, shared)
     for dtype in (torch.bfloat16, torch.float32):
         logits = torch.zeros(rows, VOCAB, dtype=dtype)
-        made.sample(logits, slots, alive, slots, slots)
-        made.score(logits, slots, slots, torch.zeros(rows, 48, dtype=torch.int32))
+        made.draw(logits, slots, alive, slots, slots)
+        made.score(logits, slots, slots, slots, torch.zeros(rows, 48, dtype=torch.int32))
     made.observe(slots, slots)
 
 

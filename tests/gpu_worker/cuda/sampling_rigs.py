@@ -54,10 +54,11 @@ def sampled(
 
 
 def scored(sampler: CudaSampler, logits: torch.Tensor, targets: list[int], num_top: list[int]) -> NDArray[Any]:
-    """`layout.LOGPROB` [n]; bytes that nobody writes are -1."""
+    """`layout.LOGPROB` [n], at positions 40, 41, ..; bytes that nobody writes are -1."""
     device = logits.device
     out = torch.full((len(targets), LOGPROB.itemsize // 4), -1, dtype=torch.int32, device=device)
     asked, tops = (torch.tensor(each, dtype=torch.int32, device=device) for each in (targets, num_top))
-    sampler.score(logits, asked, tops, out)
+    positions = torch.arange(40, 40 + len(targets), dtype=torch.int32, device=device)
+    sampler.score(logits, asked, positions, tops, out)
     records: NDArray[Any] = out.cpu().numpy().view(LOGPROB).reshape(-1)
     return records

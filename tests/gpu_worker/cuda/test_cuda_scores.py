@@ -9,6 +9,7 @@ from sampling_rigs import make_sampler, scored, words_of
 
 from albireo.gpu_worker.sampling.adjust_oracle import logprobs, most_likely, rank
 from albireo.limits import MAX_LOGPROBS
+from albireo.messages import WAITED
 from albireo.shm.layout import ADMISSION
 
 pytestmark = pytest.mark.filterwarnings(
@@ -21,6 +22,7 @@ def check(logits: torch.Tensor, targets: list[int], num_top: list[int], device: 
     vocab = logits.shape[1]
     sampler = make_sampler(words_of(np.zeros(1, ADMISSION), device), 3, vocab, **settings)
     records = scored(sampler, logits.to(device), targets, num_top)
+    assert records["position"].tolist() == list(range(40, 40 + len(targets)))
     for row, target, wanted, record in zip(logits.float().numpy(), targets, num_top, records, strict=True):
         expected, count = logprobs(row), min(wanted, vocab)
         likely = most_likely(row, count)
@@ -30,7 +32,7 @@ def check(logits: torch.Tensor, targets: list[int], num_top: list[int], device: 
         assert record["top_ids"].tolist() == likely + [-1] * (MAX_LOGPROBS - count)
         assert record["top_logprobs"][:count].tobytes() == expected[likely].tobytes()
         assert not record["top_logprobs"][count:].any()
-        assert record["slot"] == -1 and record["position"] == -1  # not the sampler's
+        assert record["slot"] == -1  # not the sampler's
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_rows_of_strange_logits_are_scored(device: torch.device) -> None:
 def test_rows_without_a_target_are_left_alone(device: torch.device) -> None:
     sampler = make_sampler(words_of(np.zeros(1, ADMISSION), device), 3, 100)
     logits = torch.randn(2, 100, generator=torch.Generator().manual_seed(1)).to(device)
-    records = scored(sampler, logits, [-1, 4], [2, 2])
-    assert set(records[:1].view(np.int32).tolist()) == {-1}
-    assert records[1]["token"] == 4
+    for none in (-1, WAITED):
+        records = scored(sampler, logits, [none, 4], [2, 2])
+        assert set(records[:1].view(np.int32).tolist()) == {-1, none}
+        assert [record["token"] for record in records] == [none, 4]

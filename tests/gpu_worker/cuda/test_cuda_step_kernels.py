@@ -19,7 +19,7 @@ from albireo.gpu_worker.cuda.rings import StepRings
 from albireo.gpu_worker.cuda.runtime import CudaRuntime, HostRuntime, Runtime
 from albireo.gpu_worker.cuda.state import CudaState
 from albireo.gpu_worker.cuda.step_buffers import Staging, StepBuffers
-from albireo.messages import Finish
+from albireo.messages import WAITED, Finish
 from albireo.shm import layout, segment
 from albireo.shm.plan_ring import PlanRing, PlanSlot, PlanWriter
 from albireo.shm.token_ring import TokenReader, TokenRing, TokenWriter
@@ -185,8 +185,9 @@ def test_chunk_inputs_stand_behind_the_decode_rows(rig: Rig, num_rows: int) -> N
         slots[samples], (starts + lengths)[samples],
     )  # fmt: skip
     chunk_inputs[(1,)](
-        packed, num_rows, n, 3, 2, state.block_table, b.slots, b.input_ids, b.positions, b.slot_mapping, b.seq_lens,
-        b.query_start, b.sample_slots, b.sample_positions, b.sample_index, BLOCK_SIZE=16, TABLE_WIDTH=6,
+        packed, num_rows, n, 3, 2, state.block_table, state.last_token, state.num_tokens, b.slots, b.input_ids,
+        b.positions, b.slot_mapping, b.seq_lens, b.query_start, b.sample_slots, b.sample_positions,
+        b.sample_index, BLOCK_SIZE=16, TABLE_WIDTH=6,
     )  # fmt: skip
     mapping = table[owners, positions // 16].astype(np.int64) * 16 + positions % 16
     behind = slice(num_rows, num_rows + n)
@@ -199,6 +200,9 @@ def test_chunk_inputs_stand_behind_the_decode_rows(rig: Rig, num_rows: int) -> N
     assert b.sample_index[: num_rows + 2].tolist() == index
     assert b.sample_slots[num_rows : num_rows + 2].tolist() == [7, 0]
     assert b.sample_positions[num_rows : num_rows + 2].tolist() == [40, 25]
+    assert state.num_tokens[[7, 0]].tolist() == [40, 25], "a prompt that ends can be gone on with"
+    assert state.last_token[[7, 0]].tolist() == [ids[39], ids[60]]
+    assert state.num_tokens.count_nonzero() == 2 and state.last_token.count_nonzero() <= 2
 
 
 def test_a_finished_step_ends_requests_advances_the_others_and_writes_the_step_s_slot(rig: Rig) -> None:
@@ -211,19 +215,19 @@ def test_a_finished_step_ends_requests_advances_the_others_and_writes_the_step_s
     state.admissions.copy_(torch.from_numpy(records.view(np.int32).reshape(CONFIG.num_slots, -1)))
     state.alive.fill_(1)
     state.alive[4] = 0
-    slots, tokens = [3, 9, 0, 4, -1, 5, 6], [11, 12, 13, -1, 11, 50, 20]
-    b.sample_slots[:7] = torch.tensor(slots, dtype=torch.int32)
-    b.tokens[:7] = torch.tensor(tokens, dtype=torch.int32)
-    b.sample_positions[:7] = torch.arange(30, 37, dtype=torch.int32)
+    slots, tokens = [3, 9, 0, 4, -1, 5, 6, 7], [11, 12, 13, -1, 11, 50, 20, WAITED]
+    b.sample_slots[:8] = torch.tensor(slots, dtype=torch.int32)
+    b.tokens[:8] = torch.tensor(tokens, dtype=torch.int32)
+    b.sample_positions[:8] = torch.arange(30, 38, dtype=torch.int32)
     state.step.fill_(4)
     rings = rig.rings
     finish_step[(1,)](
-        7, b.sample_slots, b.sample_positions, b.tokens, state.admissions, state.alive, state.last_token,
+        8, b.sample_slots, b.sample_positions, b.tokens, state.admissions, state.alive, state.last_token,
         state.num_tokens, rings.results, state.step, rings.stamps, SLOT_WORDS=rings.results.stride(0),
         NUM_SLOTS=rings.num_slots, STAMP_STRIDE=rings.stamps.stride(0), ROWS_AT=rings.result_rows_at, LANES=512,
         IS_TIMED=rig.runtime.is_timed,
     )  # fmt: skip
-    rig.runtime.finish(*rings.fetch_results(5, 7))
+    rig.runtime.finish(*rings.fetch_results(5, 8))
     if rig.runtime.is_timed:
         torch.cuda.synchronize()
     for _ in range(4):  # the device's fifth step is the ring's fifth
@@ -231,15 +235,15 @@ def test_a_finished_step_ends_requests_advances_the_others_and_writes_the_step_s
         rig.confirmed.poll()
         rig.confirmed.consume()
     slot = rig.tokens.next_slot()
-    out = slot.rows[:7].tolist()
-    assert [row[0] for row in out] == [3, 9, 0, 4, 0, 5, 6], "padding is left out"
-    assert [row[1] for row in out if row[1]] == [1003, 1009, 1000, 1004, 1005, 1006]
-    assert [row[2] for row in out] == [11, 12, 13, -1, 0, 50, 20]
-    assert [row[3] for row in out] == [1, 1, 2, 0, 0, 0, 0]
-    assert (slot.rows["slot"][7:] == 0).all()
+    out = slot.rows[:8].tolist()
+    assert [row[0] for row in out] == [3, 9, 0, 4, 0, 5, 6, 7], "padding is left out"
+    assert [row[1] for row in out if row[1]] == [1003, 1009, 1000, 1004, 1005, 1006, 1007]
+    assert [row[2] for row in out] == [11, 12, 13, -1, 0, 50, 20, WAITED]
+    assert [row[3] for row in out] == [1, 1, 2, 0, 0, 0, 0, 0]
+    assert (slot.rows["slot"][8:] == 0).all()
     others = [index for index in range(rings.num_slots) if index != 5 % rings.num_slots]
     assert not rings.results[others].any(), "no other slot is written"
-    assert state.alive[[3, 9, 0, 4, 5, 6]].tolist() == [0, 0, 0, 0, 1, 1]
-    assert state.last_token[[3, 5, 6, 4]].tolist() == [11, 50, 20, 0]
-    assert state.num_tokens[[3, 5, 6, 4]].tolist() == [31, 36, 37, 0]
+    assert state.alive[[3, 9, 0, 4, 5, 6, 7]].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert state.last_token[[3, 5, 6, 4, 7]].tolist() == [11, 50, 20, 0, 0]
+    assert state.num_tokens[[3, 5, 6, 4, 7]].tolist() == [31, 36, 37, 0, 0], "no token, no step on"
     assert state.step.item() == 5

@@ -1,4 +1,4 @@
-"""Step A of `sampling.params`: bad words, min_tokens, logit_bias and penalties, for the rows that ask for them.
+"""Step A of `sampling.params`: grammar, bad words, min_tokens, logit_bias and penalties, for rows that ask for them.
 
 To be launched without fusing products and sums: each operation is rounded once.
 """
@@ -9,6 +9,7 @@ import triton.language as tl
 from albireo.gpu_worker.cuda.kernels.admission import (
     BAD_WORDS_SIZE,
     FREQUENCY,
+    HAS_GRAMMAR,
     MIN_POSITION,
     NUM_BIAS,
     NUM_EOS_IDS,
@@ -32,6 +33,13 @@ def load_counts(counts, ids, mask):
 
 
 @triton.jit
+def _is_allowed(allowed, has_grammar, ids, mask):
+    """By the grammar's mask; without one, everything is."""
+    word = tl.load(allowed + (ids >> 5), mask=mask & has_grammar, other=-1)
+    return ((word >> (ids & 31)) & 1) != 0
+
+
+@triton.jit
 def _penalised(value, counts, repetition, presence, frequency):
     """`counts`: 2 * (times in the output) + (1 if in the prompt). The division is rounded to float64 first, which
     changes no float32 quotient."""
@@ -44,8 +52,8 @@ def _penalised(value, counts, repetition, presence, frequency):
 
 
 @triton.jit
-def _penalise_split(logits, adjusted, counts, are_counted, repetition, presence, frequency, first_tile, last_tile,
-                    VOCAB: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def _penalise_split(logits, adjusted, allowed, has_grammar, counts, are_counted, repetition, presence, frequency,
+                    first_tile, last_tile, VOCAB: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     for tile in range(first_tile, last_tile):
         ids = tile * TILE + tl.arange(0, TILE)
         inside = ids < VOCAB
@@ -54,6 +62,7 @@ def _penalise_split(logits, adjusted, counts, are_counted, repetition, presence,
             count = load_counts(counts, ids, inside)
             if tl.max(count, 0) > 0:
                 value = _penalised(value, count, repetition, presence, frequency)
+        value = tl.where(_is_allowed(allowed, has_grammar, ids, inside), value, float("-inf"))
         tl.store(adjusted + ids, value, mask=inside)
 
 
@@ -68,11 +77,12 @@ def _bias_split(logits, adjusted, counts, are_counted, repetition, presence, fre
 
 @triton.jit(do_not_specialize=["tiles_per_split"])
 def adjust_rows(
-    logits, stride, adjusted, admissions, slots, alive, positions, counts, bias_ids, bias_values, word_lasts,
+    logits, stride, adjusted, admissions, slots, alive, positions, allowed, counts, bias_ids, bias_values, word_lasts,
     word_beginnings, recent, tiles_per_split, VOCAB: tl.constexpr, TILE: tl.constexpr, MAX_BIAS: tl.constexpr,
-    MAX_WORDS: tl.constexpr, WORD_TOKENS: tl.constexpr, MAX_STOP_IDS: tl.constexpr,
+    MAX_WORDS: tl.constexpr, WORD_TOKENS: tl.constexpr, MAX_STOP_IDS: tl.constexpr, MASK_STRIDE: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows, splits). Writes the special rows of `adjusted`, float32 [rows, VOCAB]; the rest: `SlotExtras`."""
+    """Grid: (rows, splits). Writes the special rows of `adjusted`, float32 [rows, VOCAB]. `allowed`: `RowMasks`; the
+    rest: `SlotExtras`."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + row).to(tl.int64)
     if is_live(slot, alive):
@@ -83,15 +93,18 @@ def adjust_rows(
             start, end = first_tile * TILE, tl.minimum(last_tile * TILE, VOCAB)
             logits += row * stride
             adjusted += row * VOCAB
+            allowed += row * MASK_STRIDE
             counts += slot * VOCAB
+            has_grammar = int_of(admissions, slot, HAS_GRAMMAR) != 0
             are_counted = has_penalties(admissions, slot)
             repetition = float_of(admissions, slot, REPETITION)
             presence, frequency = float_of(admissions, slot, PRESENCE), float_of(admissions, slot, FREQUENCY)
             _penalise_split(
-                logits, adjusted, counts, are_counted, repetition, presence, frequency, first_tile, last_tile, VOCAB,
-                TILE,
+                logits, adjusted, allowed, has_grammar, counts, are_counted, repetition, presence, frequency,
+                first_tile, last_tile, VOCAB, TILE,
             )  # fmt: skip
 
+            # what is ruled out, here and below, stays at -inf through all that follows it in the order
             num_bias = int_of(admissions, slot, NUM_BIAS)
             if num_bias > 0:
                 tl.debug_barrier()  # other threads have written these tokens
@@ -99,11 +112,11 @@ def adjust_rows(
                 ids = tl.load(bias_ids + slot * MAX_BIAS + entry, mask=entry < num_bias, other=-1)
                 biases = tl.load(bias_values + slot * MAX_BIAS + entry, mask=entry < num_bias, other=0.0)
                 mask = (ids >= start) & (ids < end)
+                mask &= _is_allowed(allowed, has_grammar, ids, mask)
                 _bias_split(
                     logits, adjusted, counts, are_counted, repetition, presence, frequency, ids, biases, mask
                 )  # fmt: skip
 
-            # what is ruled out stays at -inf through all that follows it in the order
             if position < int_of(admissions, slot, MIN_POSITION):
                 tl.debug_barrier()
                 entry = tl.arange(0, MAX_STOP_IDS)

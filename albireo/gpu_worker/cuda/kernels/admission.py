@@ -19,6 +19,7 @@ REPETITION, PRESENCE, FREQUENCY = (
     _word(name) for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
 )
 MIN_POSITION, NUM_BIAS, BAD_WORDS_SIZE = (_word(name) for name in ("min_position", "num_bias", "bad_words_size"))
+GENERATION, HAS_GRAMMAR = _word("generation"), _word("has_grammar")
 
 
 @triton.jit
@@ -59,6 +60,7 @@ def is_adjusted(admissions, slot, position):
     """Step A of `params` changes the row's logits."""
     return (
         has_penalties(admissions, slot)
+        | (int_of(admissions, slot, HAS_GRAMMAR) != 0)
         | (int_of(admissions, slot, NUM_BIAS) > 0)
         | (int_of(admissions, slot, BAD_WORDS_SIZE) > 0)
         | (position < int_of(admissions, slot, MIN_POSITION))

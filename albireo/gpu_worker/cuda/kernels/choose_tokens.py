@@ -202,10 +202,11 @@ def choose_tokens(
     found_ids, floors, masses, tokens, num_splits, VOCAB: tl.constexpr, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr,
     SPLITS: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows,). Writes `tokens`, int32 [rows]: -1 for a row that is dead or padding."""
+    """Grid: (rows,). Writes `tokens`, int32 [rows]: -1 for a row that is dead or padding, WAITED for one whose slot
+    is that."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
-    token = tl.full((), -1, tl.int32)
+    token = tl.minimum(slot, -1)
     if is_live(slot, alive):
         temperature = float_of(admissions, slot, TEMPERATURE)
         filtered = is_filtered(admissions, slot)

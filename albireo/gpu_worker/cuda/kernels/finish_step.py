@@ -38,7 +38,8 @@ def finish_step(
 ):
     """Grid (1,); LANES >= num_rows. Rows with slot -1 are padding and leave nothing.
 
-    sample_slots, sample_positions, tokens  int32 [num_rows]; token -1 where the row was dead
+    sample_slots, sample_positions, tokens  int32 [num_rows]; token -1 where the row was dead,
+            WAITED where it samples in a later step: its state stays
     results  int32 [NUM_SLOTS, SLOT_WORDS]: the step's TOKEN_ROW [num_rows] from word ROWS_AT of its slot on
     step  int64 [1]: counted up at the end
     """

@@ -22,9 +22,9 @@ from albireo.limits import MAX_LOGPROBS
 from albireo.shm.layout import LOGPROB
 
 RECORD_WORDS = tl.constexpr(LOGPROB.itemsize // 4)
-TOKEN, VALUE, RANK, NUM_TOP, TOP_IDS, TOP_VALUES = (
+POSITION, TOKEN, VALUE, RANK, NUM_TOP, TOP_IDS, TOP_VALUES = (
     tl.constexpr(LOGPROB.fields[name][1] // 4)  # type: ignore[index]
-    for name in ("token", "logprob", "rank", "num_top", "top_ids", "top_logprobs")
+    for name in ("position", "token", "logprob", "rank", "num_top", "top_ids", "top_logprobs")
 )
 MAX_TOP = tl.constexpr(MAX_LOGPROBS)
 
@@ -41,7 +41,7 @@ def survey_scored(
     logits, stride, targets, maxima, tops, firsts, num_found, tiles_per_split, VOCAB: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr, MAX_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows, splits). The outputs are those of `survey_rows`; rows whose target is -1 are passed over."""
+    """Grid: (rows, splits). The outputs are those of `survey_rows`; rows whose target is below 0 are passed over."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if tl.load(targets + row) >= 0:
         first_tile = split * tiles_per_split
@@ -116,18 +116,20 @@ def _next_entry(found_keys, found_ids, num_found, logits, use_row, last_key, las
     return best, winner
 
 
-@triton.jit(do_not_specialize=["targets", "num_top", "num_splits"])
+@triton.jit(do_not_specialize=["targets", "positions", "num_top", "num_splits"])
 def write_scores(
-    logits, stride, targets, num_top, tops, num_found, found_keys, found_ids, masses, num_larger, out, num_splits,
-    VOCAB: tl.constexpr, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr, SPLITS: tl.constexpr, CAPACITY: tl.constexpr,
+    logits, stride, targets, positions, num_top, tops, num_found, found_keys, found_ids, masses, num_larger, out,
+    num_splits, VOCAB: tl.constexpr, TILE: tl.constexpr, MAX_SPLITS: tl.constexpr, SPLITS: tl.constexpr,
+    CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows,). `out`: int32 [rows, 48], `layout.LOGPROB`; slot, generation and position are left alone, and of
-    rows whose target is -1 everything but the token."""
+    """Grid: (rows,). `out`: int32 [rows, 48], `layout.LOGPROB`; slot and generation are left alone, and of rows
+    whose target is below 0 everything but the token."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     record = out + row * RECORD_WORDS
     tl.store(record + TOKEN, target)
     if target >= 0:
+        tl.store(record + POSITION, tl.load(positions + row))
         logits += row * stride
         split = tl.arange(0, SPLITS)
         inside, partial = split < num_splits, row * MAX_SPLITS + split

@@ -66,6 +66,8 @@ def chunk_inputs(
     num_chunks,
     num_samples,
     block_table,
+    last_token,
+    num_tokens_of,
     slots,
     input_ids,
     positions,
@@ -83,6 +85,8 @@ def chunk_inputs(
 
     packed  int32: ids, positions and slots of the tokens; slots, lengths of the sequence so far and ends in the step of
             the chunks; token in the step, slot and position of what is sampled
+    last_token, num_tokens_of  int32 [num_slots]: of sequences whose prompt ends, the prompt's. Should their first token
+            have to wait for its grammar's mask, a decode row computes the last position again
     query_start  int32 [num_rows + num_chunks + 1]; sample_index int64 [num_rows + num_samples]: tokens that sample
     """
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -109,7 +113,9 @@ def chunk_inputs(
     tl.store(sample_index + num_rows + lane, index, mask=inside)
     slot = tl.load(samples + num_samples + lane, mask=inside, other=0)
     tl.store(sample_slots + num_rows + lane, slot.to(tl.int32), mask=inside)
+    tl.store(last_token + slot, tl.load(packed + index - num_rows, mask=inside, other=0), mask=inside)
     position = tl.load(samples + 2 * num_samples + lane, mask=inside, other=0)
+    tl.store(num_tokens_of + slot, position, mask=inside)
     tl.store(sample_positions + num_rows + lane, position, mask=inside)
 
     inside = lane < num_rows
