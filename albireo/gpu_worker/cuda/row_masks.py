@@ -54,6 +54,7 @@ class RowMasks:
     def take(self, slots: Tensor, alive: Tensor, positions: Tensor) -> Tensor:
         """`slots` int32 [n], with WAITED for rows whose mask is not there; the other rows' masks are in `allowed`.
         Valid until the next call."""
+        assert len(slots) <= len(self.allowed)
         if self._shared is None:
             return slots
         asked, stride = self._asked[: len(slots)], self.allowed.stride(0)

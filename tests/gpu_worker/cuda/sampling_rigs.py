@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from albireo.gpu_worker.cuda.row_masks import SharedMasks
 from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.sampling.table import SamplingTable
 from albireo.shm.layout import ADMISSION, LOGPROB
@@ -31,8 +32,10 @@ def admissions_of(table: SamplingTable, device: torch.device) -> torch.Tensor:
     return words_of(entries, device)
 
 
-def make_sampler(admissions: torch.Tensor, max_rows: int, vocab: int, **settings: int) -> CudaSampler:
-    return CudaSampler(vocab, admissions, max_rows, 64, admissions.device, **{**SMALL, **settings})
+def make_sampler(
+    admissions: torch.Tensor, max_rows: int, vocab: int, masks: SharedMasks | None = None, /, **settings: int
+) -> CudaSampler:
+    return CudaSampler(vocab, admissions, max_rows, 64, admissions.device, masks, **{**SMALL, **settings})
 
 
 def sampled(

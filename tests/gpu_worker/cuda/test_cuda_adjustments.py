@@ -6,67 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adjusted_slots import Slots, greedy, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from sampling_rigs import make_sampler, words_of
 
 sys.path.append(str(Path(__file__).parents[1]))  # what the CPU's tests share
-from admitted import VOCAB, has_penalties, plan_of, position_of, requests
+from admitted import VOCAB, requests
 
-from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.sampling.adjust_oracle import Adjustments, adjust_row
-from albireo.shm.layout import ADMISSION
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array with ndim > 0:DeprecationWarning", "ignore::RuntimeWarning"
 )
-
-
-class Slots:
-    """A sampler and requests in its slots, all greedy."""
-
-    def __init__(self, num_slots: int, device: torch.device) -> None:
-        self.admissions = words_of(np.zeros(num_slots, ADMISSION), device)
-        self.sampler: CudaSampler = make_sampler(self.admissions, num_slots, VOCAB, target_programs=3 * num_slots)
-        self.requests: dict[int, Adjustments] = {}
-
-    def admit(self, batch: dict[int, Adjustments]) -> None:
-        entries, extras = plan_of(batch)
-        self.sampler.admit(entries, extras)
-        for slot, words in zip(entries["slot"], words_of(entries, self.admissions.device), strict=True):
-            self.admissions[int(slot)] = words
-        self.requests |= batch
-
-    def sample(self, logits: torch.Tensor, slots: list[int]) -> list[int]:
-        device = self.admissions.device
-        positions = [position_of(self.requests[slot]) for slot in slots]
-        rows = [torch.tensor(each, dtype=torch.int32, device=device) for each in (slots, positions, slots)]
-        self.sampler.sample(logits.to(device), rows[0], torch.ones_like(self.admissions[:, 0]), rows[1], rows[2])
-        self.sampler.observe(rows[0], rows[2])
-        tokens: list[int] = rows[2].tolist()
-        return tokens
-
-    def adjusted(self, logits: torch.Tensor, slots: list[int]) -> NDArray[np.float32]:
-        """Rows as they are sampled from: float32 [n, VOCAB]."""
-        self.sample(logits, slots)
-        values = logits.float().numpy().copy()
-        for row, slot in enumerate(slots):
-            request = self.requests[slot]
-            below = len(request.output) < request.min_tokens
-            if has_penalties(request) or request.logit_bias or request.bad_words or below:
-                values[row] = self.sampler._adjusted[row].cpu().numpy()
-        return values
-
-
-def greedy(row: NDArray[np.float32]) -> int:
-    return int(np.where(np.isnan(row), -np.inf, row).argmax())
-
-
-def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Bit for bit, but for what is nowhere told apart: NaN and -inf, and the sign of zeros."""
-    x, y = ((np.where(np.isnan(each), np.float32(-np.inf), each) + np.float32(0)).view(np.int32) for each in (a, b))
-    return bool(np.array_equal(x, y))
 
 
 @settings(deadline=None, max_examples=15)
