@@ -164,6 +164,8 @@ def test_a_locked_server_s_page_asks_for_the_key_and_keeps_it_in_the_tab(browser
         page = Page(browser, server.url)
         page.wait("!document.getElementById('key-form').hidden")
         page.wait("document.activeElement.id === 'key'")
+        page.press("another", ENTER)
+        page.wait("!document.getElementById('key-refused').hidden && document.activeElement.id === 'key'")
         page.press(KEY, ENTER)
         page.wait("document.getElementById('link').textContent === 'live'")
         assert page.run("document.getElementById('key-form').hidden")

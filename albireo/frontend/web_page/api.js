@@ -11,6 +11,11 @@ export class ApiError extends Error {
   }
 }
 
+/** True when there is a key, whether it is right or not. */
+export function hasKey() {
+  return sessionStorage.getItem(STORED) !== null;
+}
+
 /** Tells `key-needed` when the server answers 401, `key-given` when the user has entered one. */
 export const keys = new EventTarget();
 
@@ -25,13 +30,10 @@ export async function request(path, { body, signal } = {}) {
   const key = sessionStorage.getItem(STORED);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, {
-    method: body ? "POST" : "GET",
-    headers,
-    body: body && JSON.stringify(body),
-    signal,
-    cache: "no-store",
-    credentials: "omit",
+  const method = body ? "POST" : "GET";
+  const options = { method, headers, body: body && JSON.stringify(body), signal, cache: "no-store", credentials: "omit" };
+  const response = await fetch(path, options).catch((error) => {
+    throw signal?.aborted ? error : new ApiError(0, "no connection to the server");
   });
   if (response.ok) return response;
   if (response.status === 401) keys.dispatchEvent(new Event("key-needed"));

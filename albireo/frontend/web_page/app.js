@@ -1,6 +1,6 @@
 // The page: wires the chat and the engine's view to the keyboard and to the API key.
 
-import { giveKey, keys } from "./api.js";
+import { giveKey, hasKey, keys } from "./api.js";
 import { Chat } from "./chat.js";
 import { Engine } from "./engine.js";
 
@@ -16,6 +16,7 @@ function start() {
 keys.addEventListener("key-needed", () => {
   if (!at("key-form").hidden) return;
   at("key-form").hidden = false;
+  at("key-refused").hidden = !hasKey();
   at("key").focus();
 });
 

@@ -129,9 +129,10 @@ export class Chat {
     at("send").hidden = Boolean(this.abort);
   }
 
-  /** The field grows with its text. */
+  /** The field grows with its text, as far as its style lets it. */
   fit() {
-    this.prompt.rows = Math.min(8, this.prompt.value.split("\n").length);
+    this.prompt.style.height = "auto";
+    this.prompt.style.height = `${this.prompt.scrollHeight}px`;
   }
 
   /** Follows the text, unless the reader has scrolled back. */

@@ -35,7 +35,7 @@ export class Engine {
       this.showLink("broken", "the server has stopped");
     } catch (error) {
       if (mine.signal.aborted) return;
-      this.showLink("broken", error.status ? error.message : "no connection");
+      this.showLink("broken", error.status === 401 ? "needs a key" : error.message);
       if (error.status === 401) return; // until a key is given
     }
     setTimeout(() => this.abort === mine && !document.hidden && this.connect(), RETRY_MS);
@@ -46,19 +46,13 @@ export class Engine {
     else if (kind === "engine") this.show(data);
   }
 
+  /** Each connection begins anew: it may be another engine's, whose clock and counters are others. */
   describe(description) {
     this.history = [];
-    // after a pause of the same engine the timeline goes on, of another one it begins anew
-    const same = JSON.stringify(description);
-    if (same === this.described) {
-      this.flight.lanes.forEach(({ records }) => records.splice(0));
-      return;
-    }
-    this.described = same;
-    this.flight ??= new Flight();
-    this.flight.describe(description);
+    this.flight = new Flight(description);
     this.overlap = new Overlap(this.flight);
-    this.timeline ??= new Timeline(this.flight);
+    this.timeline ??= new Timeline();
+    this.timeline.follow(this.flight);
   }
 
   show(event) {

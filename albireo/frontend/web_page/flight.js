@@ -15,21 +15,19 @@ const IDLE = 15;
  * device had nothing to do though there was work, `idle` those without work.
  */
 export class Flight {
-  constructor() {
+  /** Of what the feed's first event says. */
+  constructor({ processes, parts, device_parts }) {
+    this.parts = parts;
+    this.deviceParts = new Set(device_parts);
+    this.lanes = processes.map((name) => ({ name, records: [] }));
+    this.device = this.lanes.find(({ name }) => name === "worker-0");
+    this.coordinator = this.lanes.find(({ name }) => name === "coordinator-0");
     this.originUs = null;
     this.nowUs = 0;
     this.seen = 0;
     this.gaps = [];
     this.idle = [];
     this.periods = [];
-  }
-
-  describe({ processes, parts, device_parts }) {
-    this.parts = parts;
-    this.deviceParts = new Set(device_parts);
-    this.lanes = processes.map((name) => ({ name, records: [] }));
-    this.device = this.lanes.find(({ name }) => name === "worker-0");
-    this.coordinator = this.lanes.find(({ name }) => name === "coordinator-0");
   }
 
   /** Takes an event's columns; returns the new records of each lane. */

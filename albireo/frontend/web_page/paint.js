@@ -145,25 +145,30 @@ export class Painter {
 
   /** From planning through the device to text: the selected step's way. */
   paintWay(take) {
-    const { context, colours, selected } = this;
-    const points = [];
-    for (const [part, edge] of [[SCHEDULE, "end"], [FORWARD, "begin"], [FORWARD, "end"], [DETOKENISE, "begin"]]) {
-      take.lanes.forEach((records, lane) => {
-        const record = records.find((each) => each.part === part && each.step === selected.record.step);
-        if (record) points.push([this.x(take, record[edge]), this.y(lane) + BAR / 2, lane]);
-      });
-    }
+    const { flight, selected } = this;
+    const find = (part, records) => records.find((each) => each.part === part && each.step === selected.record.step);
+    const device = flight.lanes.indexOf(flight.device);
+    const work = take.lanes[device] && find(FORWARD, take.lanes[device]);
+    if (!work) return;
+    take.lanes.forEach((records, lane) => {
+      const planned = find(SCHEDULE, records);
+      const text = find(DETOKENISE, records);
+      if (planned) this.paintLink(take, planned.end, lane, work.begin, device);
+      if (text) this.paintLink(take, work.end, device, text.begin, lane);
+    });
+  }
+
+  /** A dashed line between two moments in two lanes, from edge to edge of their bars. */
+  paintLink(take, begin, from, end, to) {
+    const { context, colours } = this;
+    const edge = (lane, other) => this.y(lane) + (other > lane ? BAR : 0);
     context.strokeStyle = colours.ink;
     context.lineWidth = 1;
     context.setLineDash([3, 3]);
-    for (let index = 1; index < points.length; index++) {
-      const [from, to] = [points[index - 1], points[index]];
-      if (from[2] === to[2]) continue;
-      context.beginPath();
-      context.moveTo(from[0], from[1] + Math.sign(to[2] - from[2]) * (BAR / 2));
-      context.lineTo(to[0], to[1] + Math.sign(from[2] - to[2]) * (BAR / 2));
-      context.stroke();
-    }
+    context.beginPath();
+    context.moveTo(this.x(take, begin), edge(from, to));
+    context.lineTo(this.x(take, end), edge(to, from));
+    context.stroke();
     context.setLineDash([]);
   }
 

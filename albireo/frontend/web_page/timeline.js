@@ -16,19 +16,25 @@ const at = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Timeline {
-  constructor(flight) {
-    this.flight = flight;
-    this.film = new Film(flight);
+  constructor() {
     this.canvas = at("steps");
     this.isPaused = false; // by the button
     this.isHeld = false; // while someone looks
     this.selected = null;
     this.lastFrame = 0;
-    this.canvas.style.height = `${heightOf(flight.lanes.length)}px`;
     this.listen();
-    this.select(null);
-    this.explainColours();
     requestAnimationFrame((now) => this.frame(now));
+  }
+
+  /** Shows another recording. */
+  follow(flight) {
+    const steps = this.film?.steps;
+    this.flight = flight;
+    this.film = new Film(flight);
+    if (steps) this.film.steps = steps;
+    this.canvas.style.height = `${heightOf(flight.lanes.length)}px`;
+    this.release();
+    this.explainColours();
   }
 
   listen() {
