@@ -1,11 +1,21 @@
 """The web page in a browser, on a real server."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from browser import Page, installed, open_browser
 from server import Server
+
+from albireo.frontend.engine_snapshot import Snapshots, description
+from albireo.shm import flight, segment
+from albireo.shm.flight import FlightRecorder, Part
+from albireo.shm.layout import ENGINE_STATS
+from albireo.trace.overlap import measure
+from albireo.trace.steps import find_steps
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -157,6 +167,48 @@ def test_who_wants_no_motion_gets_still_pictures(page: Page) -> None:
         page.wait("document.getElementById('pace').textContent.startsWith('a picture every')")
     finally:
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+OVERLAP = """
+const [description, event, done] = arguments;
+const load = (name) => import(`${location.origin}/page/${name}.js`);
+Promise.all([load("flight"), load("overlap")]).then(([{ Flight }, { Overlap }]) => {
+  const flight = new Flight(description);
+  const overlap = new Overlap(flight);
+  overlap.add(flight.add(event));
+  done(overlap.perStep());
+});
+"""
+NUM_STEPS = 100
+
+
+def test_hidden_and_exposed_time_is_what_trace_says(page: Page) -> None:
+    names = ("frontend-0", "coordinator-0", "worker-0")
+    fds = [segment.create(name, flight.flight_bytes()) for name in names]
+    for fd, name in zip(fds, names, strict=True):
+        flight.initialise(fd, name)
+    frontend, coordinator, worker = (FlightRecorder(fd, 0, 1, lambda: 0) for fd in fds)
+    for step in range(1, NUM_STEPS + 1):
+        at_ns = step * 1_000_000
+        coordinator.record(Part.EXPOSED, step, at_ns - 100_000, at_ns)
+        worker.record(Part.FORWARD, step, at_ns, at_ns + 800_000)
+        worker.record(Part.SAMPLE, step, at_ns + 800_000, at_ns + 900_000)
+        worker.record(Part.RESULT_WRITE, step, at_ns + 900_000, at_ns + 940_000)
+        coordinator.record(Part.CONFIRM, step, at_ns + 850_000, at_ns + 970_000)
+        frontend.record(Part.SEND, step, at_ns + 300_000, at_ns + 500_000)
+    snapshots = Snapshots(np.zeros(1, ENGINE_STATS), fds, lambda: NUM_STEPS * 1_000_000 + 2_000_000)
+    told = [msgspec.to_builtins(each) for each in (description("m", 0.2, list(names)), snapshots.event())]
+    shown = page.browser.execute_async_script(OVERLAP, *told)
+    logs = [flight.FlightReader(fd).read() for fd in fds]
+    account = measure(logs, find_steps(logs).timed())
+    for process in shown:
+        parts = [part for part in account.parts if part.process == process["name"]]
+        host = [part for part in parts if part.part not in ("FORWARD", "SAMPLE")]
+        for kind, field in (("behind", "hidden_us"), ("exposed", "exposed_us")):
+            assert process[kind] == pytest.approx(sum(getattr(part, field) for part in host), rel=0.02)
+    assert [process["behind"] > 0 for process in shown] == [True, True, False]
+    for fd in fds:
+        os.close(fd)
 
 
 def test_a_locked_server_s_page_asks_for_the_key_and_keeps_it_in_the_tab(browser: Any) -> None:

@@ -7,6 +7,7 @@ export class Overlap {
   constructor(flight) {
     this.flight = flight;
     this.steps = 0;
+    this.lastStep = 0;
     this.processes = flight.lanes.map(({ name }) => ({ name, behind: 0, exposed: 0, other: 0 }));
     this.waiting = flight.lanes.map(() => []);
   }
@@ -16,8 +17,10 @@ export class Overlap {
     const { device, coordinator, deviceParts, gaps } = this.flight;
     const work = device.records.filter(({ part }) => deviceParts.has(part));
     const known = Math.min(work.at(-1)?.end ?? 0, coordinator?.records.at(-1)?.end ?? 0);
-    const numSteps = new Set(news[this.flight.lanes.indexOf(device)].map(({ step }) => step)).size;
+    const steps = news[this.flight.lanes.indexOf(device)].map(({ step }) => step);
+    const numSteps = new Set(steps.filter((step) => step > this.lastStep)).size;
     if (!numSteps) return;
+    this.lastStep = Math.max(...steps);
     this.steps = this.steps * LASTING + numSteps;
     news.forEach((records, index) => {
       const process = this.processes[index];

@@ -1,7 +1,7 @@
 // Draws the film: a lane for each process, a band where the device waits, and what belongs to the selected part's step.
 
 import { DETOKENISE, FORWARD, SCHEDULE } from "./flight.js";
-import { duration, palette } from "./palette.js";
+import { colourOf, duration, palette } from "./palette.js";
 
 export const TOP = 26; // for the lengths of gaps
 export const LANE = 62;
@@ -123,7 +123,7 @@ export class Painter {
     const inset = isDevice ? 0 : 4;
     const y = this.y(lane) + inset;
     context.globalAlpha = selected && record.step !== selected.record.step ? FADED : 1;
-    context.fillStyle = colours[flight.parts[record.part]] ?? colours.soft;
+    context.fillStyle = colourOf(flight.parts[record.part]);
     fillRounded(context, x, y, width, BAR - 2 * inset, isDevice ? 4 : 2);
     if (record.part === FORWARD) this.nameStep(record, Math.max(x, 0), Math.min(x + width, this.width), y);
     context.globalAlpha = 1;

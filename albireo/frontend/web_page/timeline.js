@@ -3,13 +3,14 @@
 import { Film } from "./film.js";
 import { covered } from "./overlap.js";
 import { LANE, Painter, TOP, heightOf, paintHint } from "./paint.js";
-import { duration, onScheme, palette, sized } from "./palette.js";
+import { colourOf, duration, onScheme, palette, sized } from "./palette.js";
 
 const STEPS = [2, 4, 8, 16, 32, 64]; // shown at once
 const STILL_S = 2; // between two pictures for those who want no motion
 const REACH_PX = 3; // around the pointer
 const MOST_FRAME_S = 0.1; // a tab that was in the background does not hurry
 
+const NOT_DRAWN = new Set(["collective", "exposed", "idle"]); // or not as parts
 const HINT = "Point at a part, or use the arrow keys.";
 
 const at = (id) => document.getElementById(id);
@@ -52,6 +53,7 @@ export class Timeline {
 
   frame(now) {
     requestAnimationFrame((next) => this.frame(next));
+    if (!this.film) return;
     const seconds = Math.min(MOST_FRAME_S, (now - this.lastFrame) / 1e3);
     if (still.matches) {
       if (now - this.lastFrame < STILL_S * 1e3) return;
@@ -127,44 +129,34 @@ export class Timeline {
     event.preventDefault();
   }
 
-  /** Selects the next part in the lane, or the nearest one in the lane beside. */
+  /** Selects the next part in the lane, or the nearest one in the lane beside. At first it is the device's newest. */
   move(along, across) {
     this.isHeld = true;
-    if (!this.selected) {
-      this.select(this.lastVisible());
-      return;
-    }
-    const { take, record } = this.selected;
-    let { lane } = this.selected;
-    if (along) {
-      const records = take.lanes[lane];
-      const next = records[records.indexOf(record) + along];
-      if (next && this.isVisible(take, next)) this.select({ take, lane, record: next });
-      return;
-    }
-    for (lane += across; lane in take.lanes; lane += across) {
-      const visible = take.lanes[lane].filter((each) => this.isVisible(take, each));
-      if (!visible.length) continue;
-      const distance = (each) => Math.abs(each.begin - record.begin);
-      this.select({ take, lane, record: visible.reduce((a, b) => (distance(b) < distance(a) ? b : a)) });
-      return;
-    }
-  }
-
-  isVisible(take, { begin, end }) {
-    const head = take.begin + this.film.head - take.at;
-    return begin < Math.min(head, take.end) && end > Math.max(head - this.film.shownUs, take.begin);
-  }
-
-  /** Where the keyboard begins: the newest part of the device, or of the nearest lane that has one. */
-  lastVisible() {
-    for (let lane = this.flight.lanes.length - 1; lane >= 0; lane--) {
-      for (const take of this.film.takes.toReversed()) {
-        const record = take.lanes[lane].findLast((each) => this.isVisible(take, each));
-        if (record) return { take, lane, record };
+    const { selected } = this;
+    const { lanes } = this.flight;
+    if (!selected) {
+      const newest = lanes.map((_, lane) => this.visible(lane).at(-1)).findLast((each) => each);
+      this.select(newest ?? null);
+    } else if (along) {
+      const parts = this.visible(selected.lane);
+      const index = parts.findIndex(({ record }) => record === selected.record);
+      if (index + along in parts) this.select(parts[index + along]);
+    } else {
+      for (let lane = selected.lane + across; lane in lanes; lane += across) {
+        const parts = this.visible(lane);
+        if (!parts.length) continue;
+        const distance = (part) => Math.abs(place(part) - place(selected));
+        this.select(parts.reduce((a, b) => (distance(b) < distance(a) ? b : a)));
+        return;
       }
     }
-    return null;
+  }
+
+  /** The parts in a lane that are to be seen, from left to right. */
+  visible(lane) {
+    const { takes, head, shownUs } = this.film;
+    const parts = takes.flatMap((take) => take.lanes[lane].map((record) => ({ take, lane, record })));
+    return parts.filter((part) => place(part) < head && place(part) + part.record.end - part.record.begin > head - shownUs);
   }
 
   /** Part, process, step, microseconds, and what it was hidden behind. */
@@ -186,19 +178,25 @@ export class Timeline {
   }
 
   explainColours() {
-    const colours = palette();
-    const named = Object.keys(colours).filter((name) => this.flight.parts.includes(name) || name === "gap");
-    const items = named.map((name) => {
+    if (!this.flight) return;
+    const named = this.flight.parts.filter((name) => name && !NOT_DRAWN.has(name));
+    const entries = [...named.map((name) => [name, colourOf(name)]), ["the device waits", palette().gap]];
+    const items = entries.map(([name, colour]) => {
       const item = document.createElement("li");
       const swatch = item.appendChild(document.createElement("canvas"));
       swatch.width = swatch.height = 12;
       const context = swatch.getContext("2d");
-      context.fillStyle = colours[name];
+      context.fillStyle = colour;
       context.fillRect(0, 0, 12, 12);
-      item.append(name === "gap" ? "the device waits" : name);
+      item.append(name);
       return item;
     });
     at("legend").replaceChildren(...items);
     this.draw();
   }
+}
+
+/** Where a part begins on the film's axis. */
+function place({ take, record }) {
+  return take.at + record.begin - take.begin;
 }
