@@ -3,6 +3,9 @@
 
 usage: bench_cuda_sampling.py [--vocab 128256] [--batch 1 64 256] [--ms 20] [--flat]
 
+"grammar": every row takes its mask over the bus; all the others have none, and "no masks" is "greedy" of a sampler that
+serves no grammars.
+
 Microseconds per call in bf16. Rows are like a trained model's: 20 tokens around 20, the rest normal with deviation
 2.5; --flat: standard normal, of which half the vocabulary matters. Beside it: torch.argmax, and what an engine without
 kernels of its own runs for top_p (a sort, a cumulative sum, a scatter, softmax, exponential noise, argmax).
@@ -18,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from albireo.gpu_worker.cuda.row_masks import SharedMasks
 from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.sampling.oracle import OracleSampler
 from albireo.gpu_worker.sampling.table import SamplingTable
+from albireo.shm.grammar_masks import mask_tag, mask_words
 from albireo.shm.layout import ADMISSION
 
 MODES: Final[dict[str, dict[str, float]]] = {
@@ -30,6 +35,7 @@ MODES: Final[dict[str, dict[str, float]]] = {
     "top_k 50": {"temperature": 0.8, "top_k": 50},
     "k 20, p 0.95": {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
     "penalties": {"temperature": 0.8, "repetition_penalty": 1.1, "frequency_penalty": 0.5},
+    "grammar": {"has_grammar": 1},
 }
 NUM_SEEN: Final = 500
 """Distinct tokens of a sequence under penalties."""
@@ -82,6 +88,13 @@ def make_logits(n: int, vocab: int, is_flat: bool) -> Tensor:
     return logits.bfloat16()
 
 
+def make_masks(n: int, vocab: int) -> SharedMasks:
+    """Every slot's mask of position 100 + slot, generation 0: even tokens may come."""
+    tags = torch.tensor([mask_tag(0, 100 + slot) for slot in range(n)]).pin_memory()
+    words = torch.full((n, -(-mask_words(vocab) // 16) * 16), 0x55555555, dtype=torch.int32).pin_memory()
+    return SharedMasks(tags, words)
+
+
 def torch_top_p(logits: Tensor) -> Tensor:
     values, order = (logits.float() / 0.8).sort(dim=-1, descending=True)
     shares = values.softmax(dim=-1)
@@ -102,6 +115,13 @@ def is_exact(logits: Tensor, entries: NDArray[Any], positions: Tensor, tokens: T
     return torch.equal(expected, tokens[:n].cpu())
 
 
+def is_best_of_the_even(logits: Tensor, tokens: Tensor) -> bool:
+    """Of `make_masks`, greedily; any of several that tie."""
+    values, chosen = logits.float(), tokens[:, None].long()
+    best = values[:, ::2].max(dim=1, keepdim=True).values
+    return bool((chosen % 2 == 0).all()) and torch.equal(values.gather(1, chosen), best)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=128_256)
@@ -112,15 +132,17 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("bench_cuda_sampling: needs a CUDA device")
     print(f"{torch.cuda.get_device_name()}; torch {torch.__version__}; microseconds per call")
-    print(f"{'batch':>5} " + " ".join(f"{name:>13}" for name in [*MODES, "torch argmax", "torch top_p"]))
+    print(f"{'batch':>5} " + " ".join(f"{name:>13}" for name in [*MODES, "no masks", "torch argmax", "torch top_p"]))
     wrong = []
     for n in args.batch:
         logits, admissions = make_logits(n, args.vocab, args.flat), torch.zeros(n, 48, dtype=torch.int32, device="cuda")
         slots = torch.arange(n, dtype=torch.int32, device="cuda")
         positions, tokens, alive = slots + 100, torch.empty_like(slots), torch.ones_like(slots)
-        sampler = CudaSampler(args.vocab, admissions, n, 4096, admissions.device)
+        serving = CudaSampler(args.vocab, admissions, n, 4096, admissions.device, make_masks(n, args.vocab))
+        plain = CudaSampler(args.vocab, admissions, n, 4096, admissions.device)
         times = []
-        for name, mode in MODES.items():
+        for name, mode in [*MODES.items(), ("no masks", MODES["greedy"])]:
+            sampler = plain if name == "no masks" else serving
             entries, extras = make_entries(n, mode)
             admissions.copy_(torch.from_numpy(entries.view(np.int32).reshape(n, -1)))
             sampler.admit(entries, extras)
@@ -130,7 +152,11 @@ def main() -> None:
                 sampler.observe(slots, tokens)  # noqa: B023
 
             times.append(microseconds(call, args.ms))
-            if name != "penalties" and not is_exact(logits, entries, positions, tokens):
+            if name == "grammar":
+                is_right = is_best_of_the_even(logits, tokens)
+            else:
+                is_right = name == "penalties" or is_exact(logits, entries, positions, tokens)
+            if not is_right:
                 wrong.append(f"{name}, batch {n}")
         times.append(microseconds(lambda: logits.argmax(dim=-1), args.ms))  # noqa: B023
         times.append(microseconds(lambda: torch_top_p(logits), args.ms))  # noqa: B023

@@ -13,6 +13,7 @@ Sections, in the order of their importance; what no longer fits into --budget-s 
     step        decode steps of a random model of --model-shape, against the time that reading its bytes takes at the
                 bandwidth of a copy, measured in the same minute
     exposed     what the device waits for between decode steps, with run-ahead 2 and 0
+    structured  answers under a JSON schema, and the inter-token latency of streams beside such ones
     throughput  many requests at once, against transformers' continuous batching
     start       command to first token with the weights on disk
     energy      joules per output token, with run-ahead 2 and 0
@@ -162,7 +163,7 @@ def run_all(check: Check) -> None:
         check.job("job_tests", "tests", 15, 150)
     if check.wants("parity"):
         check.job("job_parity", "parity", 20, 130)
-    measured = [name for name in ("step", "exposed", "throughput", "energy") if check.wants(name)]
+    measured = [name for name in ("step", "exposed", "structured", "throughput", "energy") if check.wants(name)]
     if measured and check.make_model(measured[0]):
         run_on_servers(check, measured[0])
     if check.wants("throughput"):
@@ -178,6 +179,8 @@ def run_on_servers(check: Check, first: str) -> None:
     with check.server(2, first) as is_there:
         if is_there and check.wants("step", "exposed"):
             check.job("job_decode", "step" if check.wants("step") else "exposed", 15, 110)
+        if is_there and check.wants("structured"):
+            check.job("job_structured", "structured", 15, 60)
         if is_there and check.wants("throughput", "energy"):
             check.job("job_throughput", "throughput" if check.wants("throughput") else "energy", 15, 80)
     if check.wants("exposed", "energy"):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from gpu_sections.budget import RESERVE_S, Budget
 from gpu_sections.floors import floor_ms, kv_bytes, prefill_steps, step_weight_bytes
-from gpu_sections.job import JobInput
+from gpu_sections.job import Job, JobInput
 from gpu_sections.job_decode import context_tokens
 from gpu_sections.job_parity import TOLERANCE, agreement, differences
 from gpu_sections.job_start import stages
+from gpu_sections.job_structured import Beside, is_valid, report
 from gpu_sections.job_tests import read
 from gpu_sections.jobs import run_job
 from gpu_sections.model import write_model_folder, write_weights
@@ -168,6 +169,31 @@ def test_written_weights_are_a_checkpoint(tmp_path: Path) -> None:
 
 def given(tmp_path: Path, timeout_s: float) -> JobInput:
     return JobInput(options(tmp_path, "--device", "cpu"), str(tmp_path), str(tmp_path / "result.json"), timeout_s)
+
+
+def test_answers_are_checked_against_the_schema() -> None:
+    assert is_valid('{"name": "Vega", "count": 0, "is_new": false, "kind": "star"}')
+    for wrong in (
+        '{"name": "Vega", "count": 0, "is_new": false, "kind": "star"', "[]", '{"name": "Vega"}',
+        '{"name": "Vega", "count": 0, "is_new": false, "kind": "moon"}',
+        '{"name": "Vega", "count": 0.5, "is_new": false, "kind": "star"}',
+        '{"name": "Vega", "count": true, "is_new": false, "kind": "star"}',
+        '{"name": "Vega", "count": 10000, "is_new": false, "kind": "star"}',
+        '{"name": "Vega and Altair", "count": 1, "is_new": false, "kind": "star"}',
+        '{"name": "Vega", "count": 1, "is_new": 1, "kind": "star"}',
+        '{"name": "Vega", "count": 1, "is_new": true, "kind": "star", "more": 1}',
+    ):  # fmt: skip
+        assert not is_valid(wrong), wrong
+
+
+@pytest.mark.parametrize(("best", "verdict"), [(10.9, "passed"), (11.1, "NOT PASSED")])
+def test_streams_beside_constrained_ones_may_be_a_tenth_slower(tmp_path: Path, best: float, verdict: str) -> None:
+    job = Job(given(tmp_path, 60))
+    turns = {False: [Beside(10.0, 9, 20, 50), Beside(13.0, 9, 20, 40)], True: [Beside(14.0, 9, 20, 30)]}
+    turns[True].append(Beside(best, 9, 20, 25))
+    report(job, turns)
+    rows = job._result.rows
+    assert [row.verdict for row in rows] == [verdict, "0.50 x"]
 
 
 def test_a_job_that_fails_leaves_its_last_words(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-SECTIONS = ("tests", "parity", "step", "exposed", "throughput", "start", "energy", "kernels")
+SECTIONS = ("tests", "parity", "step", "exposed", "structured", "throughput", "start", "energy", "kernels")
 """In the order of their importance."""
 QUICK_SECTIONS = ("tests", "parity", "step")
 QUICK_BUDGET_S = 150.0

@@ -69,7 +69,7 @@ def test_rows_are_masked_before_everything_else(
     logits = random_logits(generator)
     logits[:, :4] = torch.tensor([0.0, np.inf, -np.inf, np.nan])
     logits = logits.to(torch.bfloat16 if is_bf16 else torch.float32)
-    slots = Slots(NUM_SLOTS, written.shared.tags.device, written.shared)
+    slots = Slots(NUM_SLOTS, torch.device("cuda" if HAS_GPU else "cpu"), written.shared)
     slots.admit(dict(enumerate(batch)), constrained)
     order = generator.permutation(NUM_SLOTS).tolist()
     allowed = {}
