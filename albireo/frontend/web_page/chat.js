@@ -105,7 +105,7 @@ export class Chat {
       answer.add(choice.delta);
       finish = choice.finish_reason ?? finish;
     }
-    answer.end(usage?.completion_tokens, finish === "length" ? "cut at most tokens" : null);
+    answer.end(usage?.completion_tokens, finish === "length" ? "length limit reached" : null);
     this.say("Answer complete");
   }
 

@@ -39,8 +39,8 @@ export class Painter {
       this.paintTake(take);
       context.restore();
     }
-    this.paintNames();
     this.paintSeams();
+    this.paintNames();
   }
 
   /** Where a moment of a take lies. */
@@ -148,13 +148,15 @@ export class Painter {
     const { flight, selected } = this;
     const find = (part, records) => records.find((each) => each.part === part && each.step === selected.record.step);
     const device = flight.lanes.indexOf(flight.device);
-    const work = take.lanes[device] && find(FORWARD, take.lanes[device]);
-    if (!work) return;
+    const work = (take.lanes[device] ?? []).filter(
+      ({ part, step }) => flight.deviceParts.has(part) && step === selected.record.step,
+    );
+    if (!work.length) return;
     take.lanes.forEach((records, lane) => {
       const planned = find(SCHEDULE, records);
       const text = find(DETOKENISE, records);
-      if (planned) this.paintLink(take, planned.end, lane, work.begin, device);
-      if (text) this.paintLink(take, work.end, device, text.begin, lane);
+      if (planned) this.paintLink(take, planned.end, lane, work[0].begin, device);
+      if (text) this.paintLink(take, work.at(-1).end, device, text.begin, lane);
     });
   }
 

@@ -179,7 +179,10 @@ export class Timeline {
 
   explainColours() {
     if (!this.flight) return;
-    const named = this.flight.parts.filter((name) => name && !NOT_DRAWN.has(name));
+    const { parts, deviceParts } = this.flight;
+    const drawn = parts.filter((name) => name && !NOT_DRAWN.has(name));
+    const isDevice = (name) => deviceParts.has(parts.indexOf(name));
+    const named = [...drawn.filter(isDevice), ...drawn.filter((name) => !isDevice(name))];
     const entries = [...named.map((name) => [name, colourOf(name)]), ["the device waits", palette().gap]];
     const items = entries.map(([name, colour]) => {
       const item = document.createElement("li");
