@@ -1,4 +1,4 @@
-"""The CUDA device of one rank, its steps planned by hand: what it samples, step by step."""
+"""The CUDA device, its steps planned by hand: what it samples, step by step."""
 
 import os
 import time
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from adjusted_slots import words_of_mask
 from numpy.typing import NDArray
+from thread_group import ThreadGroup
 
 from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
-from albireo.config import SchedulerConfig, SegmentFds, WorkerConfig
+from albireo.checkpoint.shard import shard_model
+from albireo.config import SamplingMode, SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cuda.device import CudaDevice
 from albireo.gpu_worker.cuda.runtime import CudaRuntime, HostRuntime
@@ -22,7 +24,7 @@ from albireo.shm import layout, segment
 from albireo.shm.flight import Unrecorded
 from albireo.shm.grammar_masks import GrammarMasks, mask_tag
 from albireo.shm.plan_ring import PlanRing
-from albireo.shm.token_ring import TokenRing
+from albireo.shm.token_ring import TokenReader, TokenRing
 
 
 class Sampled(NamedTuple):
@@ -43,40 +45,49 @@ class Prompt:
 
 
 class DrivenDevice:
-    """Slot s has the KV blocks that come s-th."""
+    """Slot s has the KV blocks that come s-th. Several ranks are threads that take turns."""
 
-    def __init__(self, path: Path, config: SchedulerConfig) -> None:
+    def __init__(self, path: Path, config: SchedulerConfig, size: int = 1, mode: SamplingMode = "gathered") -> None:
         checkpoint = read_checkpoint(str(path))
         model = checkpoint.model
         self.config, self.vocab_size = config, model.vocab_size
-        plan_ring, token_ring = PlanRing(config, 1), TokenRing(config)
+        plan_ring, token_ring = PlanRing(config, size), TokenRing(config)
         geometry = GrammarMasks(config.num_slots, model.vocab_size)
-        rings = {"plan": plan_ring.geometry.size, "token": token_ring.geometry.size, "grammar": geometry.size}
-        plan_fd, token_fd, grammar_fd = fds = [segment.create(name, size) for name, size in rings.items()]
+        plan_fd = segment.create("plan", plan_ring.geometry.size)
+        token_fds = tuple(segment.create("token", token_ring.geometry.size) for _ in range(size))
+        grammar_fd = segment.create("grammar", geometry.size)
         plan_ring.initialise(plan_fd)
-        token_ring.initialise(token_fd)
         geometry.initialise(grammar_fd)
-        block_bytes = kv_bytes_per_block(model, config.block_size, "float32")
-        worker_config = WorkerConfig(
-            name="worker-0", run_dir="", log_level="info", scheduler=config,
-            segments=SegmentFds(plan_fd, (token_fd,), -1, grammar=grammar_fd), rank=0, num_workers=1,
-            sampling_mode="local", collectives="shm", model=model, model_path=checkpoint.path, device="cuda",
-            dtype="float32", kv_cache_bytes=config.num_slots * config.max_blocks_per_seq * block_bytes, num_threads=1,
-            load_format="safetensors", seed=0,
-        )  # fmt: skip
-        runtime = CudaRuntime(0) if torch.cuda.is_available() else HostRuntime()
-        device = CudaDevice(
-            worker_config, runtime, Alone(), lambda: None, lambda stage, fraction: None, Unrecorded()
-        )  # fmt: skip
-        self._plans, self._results = plan_ring.writer(plan_fd), token_ring.reader(token_fd)
-        self._worker = StreamWorker(
-            device, plan_ring.reader(plan_fd, 0), token_ring.writer(token_fd), lambda: None,
-            np.zeros(1, layout.WORKER_HEARTBEAT), Unrecorded(), time.monotonic_ns,
-        )  # fmt: skip
+        for fd in token_fds:
+            token_ring.initialise(fd)
+        local = shard_model(model, 0, size).local(model)
+        num_blocks = config.num_slots * config.max_blocks_per_seq
+        self._group = ThreadGroup(size)
+
+        def start(rank: int) -> StreamWorker:
+            worker_config = WorkerConfig(
+                name=f"worker-{rank}", run_dir="", log_level="info", scheduler=config,
+                segments=SegmentFds(plan_fd, token_fds, -1, grammar=grammar_fd), rank=rank, num_workers=size,
+                sampling_mode=mode, collectives="shm", model=model, model_path=checkpoint.path, device="cuda",
+                dtype="float32", kv_cache_bytes=num_blocks * kv_bytes_per_block(local, config.block_size, "float32"),
+                num_threads=1, load_format="safetensors", seed=0,
+            )  # fmt: skip
+            runtime = CudaRuntime(0) if torch.cuda.is_available() else HostRuntime()
+            collectives = self._group.collectives[rank] if size > 1 else Alone()
+            device = CudaDevice(
+                worker_config, runtime, collectives, lambda: None, lambda stage, fraction: None, Unrecorded()
+            )
+            return StreamWorker(
+                device, plan_ring.reader(plan_fd, rank), token_ring.writer(token_fds[rank]), lambda: None,
+                np.zeros(1, layout.WORKER_HEARTBEAT), Unrecorded(), time.monotonic_ns,
+            )  # fmt: skip
+
+        self._workers = self._group.run(start) if size > 1 else [start(0)]
+        self._plans, self._results = plan_ring.writer(plan_fd), [token_ring.reader(fd) for fd in token_fds]
         self._masks = geometry.attach(grammar_fd)
         self.logprobs: NDArray[Any] = np.empty(0, layout.LOGPROB)
         """Of the step that was collected last."""
-        for fd in fds:
+        for fd in (plan_fd, *token_fds, grammar_fd):
             os.close(fd)
 
     def publish(self, slot: int, generation: int, position: int, allowed: NDArray[np.bool_]) -> None:
@@ -105,19 +116,31 @@ class DrivenDevice:
             appends["slot"], appends["index"] = slot, np.arange(width)
             appends["block"] = slot * width + np.arange(width)
         self._plans.publish()
-        assert self._worker.step(), "a plan is there"
+        workers = self._workers
+        if len(workers) == 1:
+            assert workers[0].step(), "a plan is there"
+        else:
+            assert all(self._group.run(lambda rank: workers[rank].step())), "a plan is there"
 
     def collect(self) -> list[Sampled]:
-        """The oldest step's results, once it is done."""
+        """The oldest step's results, once it is done; the same on all ranks."""
+        outputs = [self._collect_from(*rank) for rank in zip(self._results, self._workers, strict=True)]
+        rows, self.logprobs = outputs[0]
+        for others in outputs[1:]:
+            assert others[0] == rows
+            assert np.array_equal(others[1], self.logprobs)
+        return rows
+
+    def _collect_from(self, results: TokenReader, worker: StreamWorker) -> tuple[list[Sampled], NDArray[Any]]:
         end = time.monotonic() + 60
-        while (slot := self._results.poll()) is None:
+        while (slot := results.poll()) is None:
             assert time.monotonic() < end, "the device does not come to an end"
-            self._worker.step()
+            worker.step()
         num_rows, num_logprobs = (int(slot.header[name][0]) for name in ("num_rows", "num_logprobs"))
         rows = [Sampled(slot, token, finish) for slot, _, token, finish in slot.rows[:num_rows].tolist()]
-        self.logprobs = slot.logprobs[:num_logprobs].copy()
-        self._results.consume()
-        return rows
+        logprobs = slot.logprobs[:num_logprobs].copy()
+        results.consume()
+        return rows, logprobs
 
     def step(self, rows: Sequence[int] = (), prompts: Sequence[Prompt] = ()) -> list[int]:
         """The tokens of `rows`, then of `prompts`."""

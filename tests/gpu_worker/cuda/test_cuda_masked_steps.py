@@ -12,13 +12,14 @@ import torch
 from driven_device import DrivenDevice, Prompt
 from numpy.typing import NDArray
 
-from albireo.config import SchedulerConfig
+from albireo.config import SamplingMode, SchedulerConfig
 from albireo.messages import WAITED, Finish
 
 HAS_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array with ndim > 0:DeprecationWarning", "ignore::RuntimeWarning"
 )
+CONFIG = SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=32, max_model_len=128, run_ahead=2)
 GRAMMAR = {"has_grammar": 1, "num_logprobs": 0}
 FREE = {"temperature": 1.0, "seed": 5, "top_p": 0.9}
 LATE, BESIDE, OTHER = 0, 1, 2
@@ -30,8 +31,7 @@ P = len(PROMPT)
 
 @pytest.fixture(scope="module")
 def driven(make_checkpoint: Callable[..., Path]) -> DrivenDevice:
-    config = SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=32, max_model_len=128, run_ahead=2)
-    return DrivenDevice(make_checkpoint("qwen3", num_hidden_layers=1), config)
+    return DrivenDevice(make_checkpoint("qwen3", num_hidden_layers=1), CONFIG)
 
 
 def mask_of(position: int, vocab_size: int) -> NDArray[np.bool_]:
@@ -52,7 +52,7 @@ def in_time(driven: DrivenDevice, generation: int, count: int, **fields: Any) ->
     return tokens
 
 
-def test_late_masks_cost_a_step_and_change_no_token(driven: DrivenDevice) -> None:
+def check_late_masks(driven: DrivenDevice) -> None:
     """Of a prompt's first token, of a decode step, and of a decode row in a step with a prompt."""
     expected, free = in_time(driven, 1, 3)
     assert all(mask_of(P + i, driven.vocab_size)[token] for i, token in enumerate(expected))
@@ -80,6 +80,17 @@ def test_late_masks_cost_a_step_and_change_no_token(driven: DrivenDevice) -> Non
     publish(P + 2)
     assert step([LATE, BESIDE]) == expected[2]
     assert beside[:3] == free, "the other stream goes on"
+
+
+def test_late_masks_cost_a_step_and_change_no_token(driven: DrivenDevice) -> None:
+    check_late_masks(driven)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="the ranks are threads of one process, and a GPU's stream is one thread's")
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gathered", "sequence-parallel"])
+def test_late_masks_change_no_token_on_two_ranks(make_checkpoint: Callable[..., Path], mode: SamplingMode) -> None:
+    check_late_masks(DrivenDevice(make_checkpoint("qwen3", num_hidden_layers=1), CONFIG, 2, mode))
 
 
 def test_a_row_that_ended_waits_for_nothing(driven: DrivenDevice) -> None:
