@@ -84,6 +84,17 @@ class CoordinatorConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     sampling_mode: SamplingMode = "local"
 
 
+class GrammarConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
+    """The grammar process, one beside each coordinator."""
+
+    scheduler: SchedulerConfig
+    segments: SegmentFds
+    tokenizer_path: str
+    """Folder with tokenizer.json."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
 class WorkerConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerConfig
     segments: SegmentFds
@@ -135,10 +146,11 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     """Whether `/` is the web page."""
 
 
-def process_names(num_workers: int, num_frontends: int = 1) -> tuple[str, ...]:
+def process_names(num_workers: int, num_frontends: int = 1, has_grammar: bool = False) -> tuple[str, ...]:
     """All processes of one engine, in the order of a request's way through them."""
     frontends = (f"frontend-{index}" for index in range(num_frontends))
-    return (*frontends, "coordinator-0", *(f"worker-{rank}" for rank in range(num_workers)))
+    grammar = ("grammar-0",) if has_grammar else ()
+    return (*frontends, "coordinator-0", *grammar, *(f"worker-{rank}" for rank in range(num_workers)))
 
 
 def encode_config(config: ChildConfig) -> bytes:

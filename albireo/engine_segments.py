@@ -5,14 +5,20 @@ from collections.abc import Sequence
 from albireo.config import SchedulerConfig, SegmentFds
 from albireo.shm import flight, request_counts, segment, stats
 from albireo.shm.collective_segment import CollectiveSegment
+from albireo.shm.grammar_masks import GrammarMasks
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
 
 
 def create_segments(
-    scheduler: SchedulerConfig, num_workers: int, processes: Sequence[str], num_frontends: int = 1
+    scheduler: SchedulerConfig,
+    num_workers: int,
+    processes: Sequence[str],
+    num_frontends: int = 1,
+    vocab_size: int | None = None,
 ) -> SegmentFds:
-    """Anonymous segments for `num_workers` ranks, and a flight recorder for each of `processes`, headers written.
+    """Anonymous segments for `num_workers` ranks, and a flight recorder for each of `processes`, headers written;
+    grammar masks for sequences over a vocabulary of `vocab_size`, if given.
     Raises segment.SegmentError when there is too little memory."""
     plan_ring, token_ring = PlanRing(scheduler, num_workers), TokenRing(scheduler)
     fds = SegmentFds(
@@ -24,6 +30,7 @@ def create_segments(
         collectives=_create_collectives(num_workers) if num_workers > 1 else -1,
         requests=segment.create("requests", request_counts.request_counts_bytes(num_frontends)),
         flight={name: _create_flight(name) for name in processes},
+        grammar=-1 if vocab_size is None else _create_grammar(scheduler, vocab_size),
     )
     plan_ring.initialise(fds.plan_ring)
     for fd in fds.token_rings:
@@ -37,6 +44,13 @@ def _create_collectives(num_workers: int) -> int:
     collectives = CollectiveSegment(num_workers)
     fd = segment.create("collectives", collectives.size)
     collectives.initialise(fd)
+    return fd
+
+
+def _create_grammar(scheduler: SchedulerConfig, vocab_size: int) -> int:
+    masks = GrammarMasks(scheduler.num_slots, vocab_size)
+    fd = segment.create("grammar", masks.size)
+    masks.initialise(fd)
     return fd
 
 

@@ -95,7 +95,31 @@ MAX_STREAMED_PROMPT_SCORES: Final = 2**14
 
 MAX_GRAMMAR_CHARS: Final = 256 * 1024
 """Longest schema, regular expression or grammar. Schemas in the wild have up to some 100 KB; compiling is also bounded
-in time and size (`grammar.limits`)."""
+in time and size."""
+
+GRAMMAR_LEXER_FUEL: Final = 1_000_000
+GRAMMAR_STEP_FUEL: Final = 200_000
+GRAMMAR_STEP_ITEMS: Final = 50_000
+"""llguidance's own defaults, stated: fuel for building the lexer (about 20 ms), and for one mask (about 15 ms of regular
+expressions, 2.5 ms of grammar). A request whose grammar needs more is refused, or ends with an error."""
+
+GRAMMAR_LEXER_STATES: Final = 50_000
+"""At 1 to 2 KB each: 100 MB at the most for one grammar; schemas of 100 KB have some thousands."""
+
+GRAMMAR_SYMBOLS: Final = 100_000
+"""Most symbols in a compiled grammar's productions; a schema of 100 KB has some 20,000."""
+
+GRAMMAR_COMPILE_TIMEOUT_S: Final = 5.0
+"""A grammar that takes longer is refused. The fuel runs out in less than a second: this is for what it does not count."""
+
+MAX_STUCK_COMPILES: Final = 2
+"""Threads that are given up after that time; with one more the grammar process starts anew."""
+
+MAX_COMPILED_GRAMMARS: Final = 256
+"""Compiled grammars that are kept for the next client that sends the same source; some 100 KB each."""
+
+GRAMMAR_RESTARTS_PER_MINUTE: Final = 3
+"""How often the grammar process is started anew. One that keeps dying is left alone, and grammars are refused."""
 
 MAX_LOCAL_TOP_K: Final = 128
 """Largest `top_k` that t ranks decide without moving logits: each sends so many candidates. Beyond it a row takes the

@@ -1,9 +1,11 @@
 """Every message between processes: msgspec Structs over ZeroMQ as msgpack. Nothing else travels, never pickle.
 
 Request path     frontend (DEALER) -> coordinator (ROUTER): `Submit`, `Abort`
-Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`
+Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`
+Grammar path     coordinator (ROUTER) -> grammar (DEALER): `Compile`, `Bind`, `Advance`, `Forget`
+                 grammar -> coordinator: `GrammarUp`, `Compiled`, `Refused`, `Broken`
 Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `Fatal`
-                 supervisor -> child: `EngineReady`, `Stop`
+                 supervisor -> child: `EngineReady`, `GrammarDown`, `Stop`
 
 Each socket has one typed decoder (the `*_decoder` functions below), so a wrong message is an error where it arrives.
 Arrays travel as little-endian bytes (`numpy.frombuffer` reads them without a loop over rows).
@@ -159,6 +161,76 @@ class Rejected(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     message: str
 
 
+class Failed(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The engine cannot go on with this request, through no fault of its client; its one terminal event."""
+
+    request_id: Uint64
+    message: str
+
+
+class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A request's grammar. `handle` is the coordinator's number for the request, never used again. The answer is one
+    `Compiled` or `Refused`."""
+
+    handle: Uint64
+    kind: str
+    source: str
+
+
+class Bind(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """From now on the masks of `handle` belong into `slot`, beginning with the one for `position`, which is next.
+    Slot -1: nowhere, since the request was preempted. Sent when no step that reads the slot's old mask is in flight."""
+
+    handle: Uint64
+    slot: int
+    generation: int
+    position: int
+
+
+class Advance(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Confirmed tokens of a step, in parallel arrays [n]; none of them ends its request."""
+
+    step: int
+    handles: bytes
+    """uint64[n]"""
+    token_ids: bytes
+    """int32[n]"""
+
+
+class Forget(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """These requests have ended. Unknown handles are ignored."""
+
+    handles: list[Uint64]
+
+
+class GrammarUp(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The grammar process has started, and knows of no handle."""
+
+    pid: int
+    problem: str | None
+    """Why it cannot serve grammars for this model, or None."""
+
+
+class Compiled(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The request can run."""
+
+    handle: Uint64
+
+
+class Refused(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The grammar is wrong or too large; `message` may be shown to the client."""
+
+    handle: Uint64
+    message: str
+
+
+class Broken(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The grammar, which had compiled, cannot say what may come next."""
+
+    handle: Uint64
+    message: str
+
+
 class Progress(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """A child's start-up progress, for the supervisor's display."""
 
@@ -177,6 +249,13 @@ class EngineReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """All workers are ready; the engine has this many KV blocks (the smallest worker's)."""
 
     num_kv_blocks: Annotated[int, Meta(ge=1)]
+
+
+class GrammarDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The grammar process `pid` has died, and all that it knew. It is started anew if `restarts`."""
+
+    pid: int
+    restarts: bool
 
 
 class Ready(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -198,9 +277,11 @@ class Stop(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 ToCoordinator = Submit | Abort
-ToFrontend = Tokens | Rejected
+ToFrontend = Tokens | Rejected | Failed
+ToGrammar = Compile | Bind | Advance | Forget
+FromGrammar = GrammarUp | Compiled | Refused | Broken
 ToSupervisor = Progress | WorkerReady | Ready | Fatal
-FromSupervisor = EngineReady | Stop
+FromSupervisor = EngineReady | GrammarDown | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -216,6 +297,14 @@ def coordinator_decoder() -> msgspec.msgpack.Decoder[ToCoordinator]:
 
 def frontend_decoder() -> msgspec.msgpack.Decoder[ToFrontend]:
     return msgspec.msgpack.Decoder(ToFrontend)
+
+
+def grammar_decoder() -> msgspec.msgpack.Decoder[ToGrammar]:
+    return msgspec.msgpack.Decoder(ToGrammar)
+
+
+def from_grammar_decoder() -> msgspec.msgpack.Decoder[FromGrammar]:
+    return msgspec.msgpack.Decoder(FromGrammar)
 
 
 def supervisor_decoder() -> msgspec.msgpack.Decoder[ToSupervisor]:

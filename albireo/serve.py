@@ -8,10 +8,11 @@ from msgspec import Struct
 
 from albireo import __version__
 from albireo.checkpoint import GenerationDefaults
-from albireo.config import CoordinatorConfig, FrontendConfig, SegmentFds, WorkerConfig
+from albireo.config import CoordinatorConfig, FrontendConfig, GrammarConfig, SegmentFds, WorkerConfig
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.errors import StartupError
 from albireo.gpu_worker.launch_env import worker_environment
+from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
 from albireo.startup_display import StartupDisplay
 from albireo.supervisor import ChildSpec, run_engine
 
@@ -59,6 +60,7 @@ def serve(args: ServeArgs) -> int:
             args.shutdown_timeout_s,
             args.worker_timeout_s,
             args.num_frontends,
+            None if engine.device == "null" else engine.checkpoint.model.vocab_size,
         )
     finally:
         display.close()
@@ -90,11 +92,12 @@ def child_specs(
 ) -> list[ChildSpec]:
     """Every process of the server; the workers first: they take longest to start."""
     *workers, coordinator = engine_specs(engine, args.log_level, run_dir, segments)
+    grammars = [] if segments.grammar < 0 else [_grammar_spec(engine, args.log_level, run_dir, segments)]
     frontends = [
         _frontend_spec(args, engine, names, template, run_dir, segments, socket_fd, index)
         for index in range(args.num_frontends)
     ]
-    return [*workers, *frontends, coordinator]
+    return [*workers, *frontends, coordinator, *grammars]
 
 
 def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> list[ChildSpec]:
@@ -138,6 +141,8 @@ def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: Seg
     )
     engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
     worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)
+    if segments.grammar >= 0:
+        worker_fds = (*worker_fds, segments.grammar)
     environment = worker_environment(engine.num_threads)
     return [
         *(
@@ -146,6 +151,22 @@ def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: Seg
         ),
         ChildSpec("albireo.coordinator", coordinator, fds=(*engine_fds, segments.flight[coordinator.name])),
     ]
+
+
+def _grammar_spec(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> ChildSpec:
+    model = engine.checkpoint.model
+    grammar = GrammarConfig(
+        name="grammar-0",
+        run_dir=run_dir,
+        log_level=log_level,
+        scheduler=engine.scheduler,
+        segments=segments,
+        tokenizer_path=engine.tokenizer_path,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+    )
+    fds = (segments.grammar, segments.flight[grammar.name])
+    return ChildSpec("albireo.grammar", grammar, fds=fds, restarts_per_minute=GRAMMAR_RESTARTS_PER_MINUTE)
 
 
 def _frontend_spec(

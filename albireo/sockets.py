@@ -2,6 +2,7 @@
 
 control       supervisor ROUTER  <-> every child DEALER     messages.ToSupervisor / FromSupervisor
 coordinator   coordinator ROUTER <-> every frontend DEALER  messages.ToCoordinator / ToFrontend
+grammar       coordinator ROUTER <-> grammar DEALER         messages.FromGrammar / ToGrammar
 plan bell     coordinator PUB     -> every worker SUB       empty frames: look at the plan ring
 token bell    coordinator PULL   <-  every worker PUSH      empty frames: look at the token rings
 
@@ -20,6 +21,10 @@ def control_address(run_dir: str) -> str:
 
 def coordinator_address(run_dir: str, replica: int = 0) -> str:
     return f"ipc://{run_dir}/coordinator-{replica}.sock"
+
+
+def grammar_address(run_dir: str, replica: int = 0) -> str:
+    return f"ipc://{run_dir}/grammar-{replica}.sock"
 
 
 def plan_bell_address(run_dir: str, replica: int = 0) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from albireo.messages import (
     EngineReady,
     Fatal,
     FromSupervisor,
+    GrammarDown,
     Progress,
     Ready,
     Stop,
@@ -54,7 +56,7 @@ WATCH_INTERVAL_MS = 250
 class Child:
     """A process of ours and what it has said."""
 
-    config: ChildConfig
+    spec: "ChildSpec"
     process: subprocess.Popen[bytes]
     pidfd: int
     is_heard: bool = False
@@ -65,8 +67,12 @@ class Child:
     fatal: Fatal | None = None
 
     @property
+    def config(self) -> ChildConfig:
+        return self.spec.config
+
+    @property
     def name(self) -> str:
-        return self.config.name
+        return self.spec.config.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class ChildSpec:
     config: ChildConfig
     environment: dict[str, str] = field(default_factory=dict)
     fds: tuple[int, ...] = ()
+    restarts_per_minute: int = 0
+    """0: the server ends with it. Else another takes its place, unless it dies more often than that."""
 
 
 class EngineStopped(Exception):
@@ -151,12 +159,16 @@ class Supervisor:
         self._engine_is_broken = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = sockets.open_socket(self._context, zmq.ROUTER)
+        self._control.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that takes another's place has its name
         self._control.bind(sockets.control_address(run_dir))
         self._decoder = supervisor_decoder()
         self._signals = signals
         self._display = display
         self._shutdown_timeout_s = shutdown_timeout_s
         self._children: dict[str, Child] = {}
+        self._is_up = False
+        self._replaced_s: deque[float] = deque()
+        """When processes were started anew, in the last minute."""
         self._poller = zmq.Poller()
         self._poller.register(self._control, zmq.POLLIN)
         self._poller.register(signals.fd, zmq.POLLIN)
@@ -176,6 +188,7 @@ class Supervisor:
             self._tell(name, EngineReady(min(worker.num_kv_blocks for worker in workers)))
         while not all(child.is_ready for child in self._children.values()):
             self.watch()
+        self._is_up = True
         return workers[0]
 
     def pids(self) -> dict[str, int]:
@@ -193,7 +206,7 @@ class Supervisor:
         assert process.stdin is not None
         process.stdin.write(config.encode_config(spec.config))
         process.stdin.flush()
-        child = Child(spec.config, process, os.pidfd_open(process.pid))
+        child = Child(spec, process, os.pidfd_open(process.pid))
         self._children[child.name] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
 
@@ -220,9 +233,29 @@ class Supervisor:
             self._hear()
         if self._signals.fd in events and self._signals.take():
             raise EngineStopped(0)
-        for child in self._children.values():
-            if child.pidfd in events:
+        for child in list(self._children.values()):
+            if child.pidfd not in events:
+                continue
+            if not self._is_up or not child.spec.restarts_per_minute:
                 raise EngineStopped(self._report_death(child))
+            self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """The engine goes on without a process that died, and as a rule another takes its place."""
+        how = self._how_it_died(child)
+        self._poller.unregister(child.pidfd)
+        self._bury(child)
+        del self._children[child.name]
+        now_s = time.monotonic()
+        while self._replaced_s and self._replaced_s[0] < now_s - 60:
+            self._replaced_s.popleft()
+        restarts = len(self._replaced_s) < child.spec.restarts_per_minute
+        self._tell("coordinator-0", GrammarDown(child.process.pid, restarts))
+        if restarts:
+            self._replaced_s.append(now_s)
+            self._spawn(child.spec)
+        rest = "another takes its place" if restarts else "it is not started again"
+        self._display.error(f"{child.name} (pid {child.process.pid}) {how}; {rest}")
 
     def _hear(self) -> None:
         while self._control.poll(0):
@@ -244,18 +277,21 @@ class Supervisor:
 
     def _report_death(self, child: Child) -> int:
         """Says which process died and why; returns the exit code that follows."""
-        code = child.process.wait()
-        if code > 0:
-            self._control.poll(LAST_WORDS_MS)
-        self._hear()
+        how = self._how_it_died(child)
         if child.fatal is not None:
             self._display.error(f"{child.name}: {child.fatal.message}")
             return child.fatal.exit_code
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         if isinstance(child.config, config.WorkerConfig):
             how += self._ranks.last_seen(child.config.rank)
         self._display.error(f"{child.name} (pid {child.process.pid}) {how}; stopping everything")
         return 1
+
+    def _how_it_died(self, child: Child) -> str:
+        code = child.process.wait()
+        if code > 0:
+            self._control.poll(LAST_WORDS_MS)
+        self._hear()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def _tell(self, name: str, message: FromSupervisor) -> None:
         self._control.send_multipart([name.encode(), encode(message)])
@@ -267,9 +303,10 @@ class Supervisor:
         engine. A signal cuts the wait short. Nothing is left when it returns."""
         frontends = [child for child in self._children.values() if child.name.startswith("frontend")]
         engine = [child for child in self._children.values() if child not in frontends]
+        needed = [child for child in engine if not child.spec.restarts_per_minute]
         ended = None
         if not self._engine_is_broken:
-            ended = self._end(frontends, Stop(drain=True), self._shutdown_timeout_s, needed=engine)
+            ended = self._end(frontends, Stop(drain=True), self._shutdown_timeout_s, needed=needed)
         if ended is None:
             ended = self._end(frontends, Stop(drain=False), STOP_TIMEOUT_S)
         if ended:
@@ -277,11 +314,16 @@ class Supervisor:
         for child in self._children.values():
             child.process.kill()
             child.process.wait()
-            if child.process.stdin is not None:
-                child.process.stdin.close()
-            os.close(child.pidfd)
+            self._bury(child)
         self._control.close()
         self._context.term()
+
+    @staticmethod
+    def _bury(child: Child) -> None:
+        """What is left of a process that has ended."""
+        if child.process.stdin is not None:
+            child.process.stdin.close()
+        os.close(child.pidfd)
 
     def _end(self, children: list[Child], stop: Stop, timeout_s: float, needed: Sequence[Child] = ()) -> bool | None:
         """Asks children to end and waits. False: a signal says not to wait any longer. None: one of the `needed` is
@@ -321,18 +363,19 @@ def run_engine(
     shutdown_timeout_s: float,
     worker_timeout_s: float,
     num_frontends: int,
+    vocab_size: int | None,
 ) -> int:
     """Starts an engine of `num_workers` ranks, serves until a signal or a death, stops it; returns the exit code.
 
-    `make_specs` gets the run directory, the segments and the listening socket's descriptor. Raises StartupError.
+    `vocab_size`: of the model, if it can serve structured output. `make_specs` gets the run directory, the segments and the listening socket's descriptor. Raises StartupError.
     """
     with ExitStack() as stack:
         signals = stack.enter_context(SignalPipe())
         listener = stack.enter_context(open_listener(host, port))
         run_dir = stack.enter_context(RunDirectory())
         try:
-            names = config.process_names(num_workers, num_frontends)
-            segments = create_segments(scheduler, num_workers, names, num_frontends)
+            names = config.process_names(num_workers, num_frontends, vocab_size is not None)
+            segments = create_segments(scheduler, num_workers, names, num_frontends, vocab_size)
         except SegmentError as error:
             raise StartupError(str(error)) from error
         ranks = RankWatch(EngineStats(segments.stats).workers, int(worker_timeout_s * 1e9))

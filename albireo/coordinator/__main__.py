@@ -9,9 +9,10 @@ import zmq
 from albireo import child, sockets
 from albireo.config import CoordinatorConfig
 from albireo.coordinator.coordinator import Coordinator, RanksDifferError
+from albireo.coordinator.grammars import GrammarLink, NoGrammars
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
-from albireo.messages import EngineReady, Progress, Ready, Stop
+from albireo.messages import EngineReady, GrammarDown, Progress, Ready, Stop
 from albireo.shm.flight import FlightRecorder
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.stats import EngineStats
@@ -41,6 +42,9 @@ def run(config: CoordinatorConfig) -> None:
     frontends = sockets.open_socket(context, zmq.ROUTER)
     frontends.setsockopt(zmq.SNDHWM, 0)  # a lagging frontend's tokens wait in memory; its own limits cut clients off
     frontends.bind(sockets.coordinator_address(config.run_dir))
+    grammar = sockets.open_socket(context, zmq.ROUTER)
+    grammar.setsockopt(zmq.SNDHWM, 0)
+    grammar.bind(sockets.grammar_address(config.run_dir))
     token_bell = sockets.token_bell_listener(context, config.run_dir)
     plan_bell = sockets.plan_bell(context, config.run_dir)
     control.send(Progress("waiting for the workers", 0.0))
@@ -65,13 +69,16 @@ def run(config: CoordinatorConfig) -> None:
         Telemetry(EngineStats(config.segments.stats).engine, recorder),
         recorder,
         time.monotonic_ns,
+        NoGrammars() if config.segments.grammar < 0 else GrammarLink(grammar),
     )
     child.settle()
     control.send(Ready())
     poller = zmq.Poller()
-    for socket in (frontends, token_bell, control.socket):
+    for socket in (frontends, grammar, token_bell, control.socket):
         poller.register(socket, zmq.POLLIN)
-    while not isinstance(control.poll(), Stop):
+    while not isinstance(message := control.poll(), Stop):
+        if isinstance(message, GrammarDown):
+            coordinator.grammar_down(message)
         sockets.drain(token_bell)
         try:
             coordinator.step()

@@ -5,7 +5,7 @@ Planning comes before answering: the workers are never kept waiting for the fron
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ import zmq
 
 from albireo import sockets
 from albireo.config import CoordinatorConfig
+from albireo.coordinator.grammars import Compilation, Grammars
 from albireo.coordinator.outputs import token_messages
 from albireo.coordinator.request import Request
 from albireo.coordinator.results import ConfirmedRows
@@ -22,7 +23,17 @@ from albireo.coordinator.run_ahead import RunAhead
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.limits import MAX_BAD_WORDS_ENTRIES, MAX_STOP_TOKEN_IDS
-from albireo.messages import Abort, Rejected, Submit, ToCoordinator, ToFrontend, coordinator_decoder, encode
+from albireo.messages import (
+    Abort,
+    Failed,
+    GrammarDown,
+    Rejected,
+    Submit,
+    ToCoordinator,
+    ToFrontend,
+    coordinator_decoder,
+    encode,
+)
 from albireo.shm.flight import Part, Recorder
 from albireo.shm.plan_ring import PlanWriter
 from albireo.shm.token_ring import TokenReader, TokenSlot
@@ -51,6 +62,7 @@ class Coordinator:
         telemetry: Telemetry,
         recorder: Recorder,
         clock_ns: Callable[[], int],
+        grammars: Grammars,
     ) -> None:
         self._config = config
         self._scheduler = scheduler
@@ -60,6 +72,7 @@ class Coordinator:
         self._bell = bell
         self._telemetry = telemetry
         self._recorder = recorder
+        self._grammars = grammars
         self._idle_since_ns = clock_ns()
         self._clock_ns = clock_ns
         self._run_ahead = RunAhead(config.scheduler.run_ahead)
@@ -91,6 +104,7 @@ class Coordinator:
 
     def _receive(self) -> None:
         begin_ns = self._clock_ns()
+        self._take_compilations(self._grammars.receive())
         count = 0
         while count < MAX_MESSAGES_PER_STEP and self._receive_one():
             count += 1
@@ -122,20 +136,45 @@ class Coordinator:
                 for request_id in message.request_ids:
                     request = self._requests.pop((frontend, request_id), None)
                     if request is not None:
-                        self._scheduler.abort(request)
+                        self._abort(request)
+
+    def _abort(self, request: Request) -> None:
+        self._scheduler.abort(request)
+        if request.has_grammar:
+            self._grammars.forget([request])
+
+    def grammar_down(self, message: GrammarDown) -> None:
+        """From the supervisor."""
+        self._take_compilations(self._grammars.lost(message.pid, message.restarts))
+
+    def _take_compilations(self, news: Iterable[Compilation]) -> None:
+        for each in news:
+            request = each.request
+            if each.problem is None:
+                self._scheduler.submit(request)
+                continue
+            del self._requests[request.frontend, request.request_id]
+            self._abort(request)
+            answer: ToFrontend = Failed(request.request_id, each.problem)
+            if each.is_clients:
+                answer = Rejected(request.request_id, each.field, f"{each.field}: {each.problem}")
+            self._outbox.append((request.frontend, answer))
 
     def _submit(self, frontend: int, message: Submit) -> None:
         whole = len(message.prompt_token_ids) // 4 * 4
         tokens = np.frombuffer(message.prompt_token_ids[:whole], np.int32)
         problem = self._problem(frontend, message, tokens)
-        if message.grammar is not None:
-            problem = (message.grammar.field, "structured output is not supported by this engine")
+        if message.grammar is not None and self._grammars.refusal is not None:
+            problem = message.grammar.field, f"{message.grammar.field}: {self._grammars.refusal}"
         if problem is None:
             request = self._request(frontend, message, tokens)
             capacity = self._scheduler.capacity_error(request)
             if capacity is None:
                 self._requests[frontend, message.request_id] = request
-                self._scheduler.submit(request)
+                if message.grammar is None:
+                    self._scheduler.submit(request)
+                else:
+                    self._grammars.submit(request, message.grammar)
                 return
             problem = ("max_tokens", capacity)
         self._outbox.append((frontend, Rejected(message.request_id, *problem)))
@@ -186,6 +225,7 @@ class Coordinator:
             self._num_confirmed += 1
             self._recorder.num_rows = rows.size
             self._deliver(self._scheduler.confirm(rows, logprobs))
+            self._grammars.confirmed(self._num_confirmed, self._scheduler.take_constrained())
             self._recorder.mark(Part.CONFIRM)
             self._run_ahead.observe(begin_ns, end_ns)
             self._telemetry.observe_step(self._num_confirmed, begin_ns, end_ns, self._scheduler.has_work)
@@ -213,7 +253,9 @@ class Coordinator:
         admitted, self._scheduler.admitted = self._scheduler.admitted, {}
         self._outbox.extend(token_messages(self._num_confirmed, rows, admitted).items())
         for index in np.flatnonzero(rows.finish).tolist():
-            del self._requests[int(rows.frontends[index]), int(rows.request_ids[index])]
+            request = self._requests.pop((int(rows.frontends[index]), int(rows.request_ids[index])))
+            if request.has_grammar:
+                self._grammars.forget([request])
 
     def _plan(self) -> None:
         planned = False
@@ -230,6 +272,9 @@ class Coordinator:
             self._recorder.mark(Part.SCHEDULE)
             self._plans.publish()
             self._recorder.mark(Part.WRITE_PLAN)
+            if changes := self._scheduler.grammar_changes:
+                self._grammars.planned(self._plans.next_step - 1, changes)
+                changes.clear()
             planned = True
         if planned:
             self._recorder.start(self._plans.next_step - 1)

@@ -18,6 +18,8 @@ NO_SCORES: Final = 2**31 - 1
 
 
 class State(Enum):
+    NEW = auto()
+    """Not in the queue yet: its grammar is being compiled."""
     WAITING = auto()
     """In the queue; also after a preemption."""
     RUNNING = auto()
@@ -42,9 +44,9 @@ class Request:
     cache_salt: str
     arrival: int
     """Number in order of arrival; kept through preemptions."""
-    has_grammar: bool = False
-    """Each of its tokens waits for a mask (`shm.grammar_masks`)."""
-    state: State = State.WAITING
+    grammar_handle: int = 0
+    """What the grammar process knows it by; 0 for a request without a grammar."""
+    state: State = State.NEW
     slot: int = -1
     num_in_flight: int = 0
     """After a preemption: sampled tokens still on their way. It cannot be admitted before they are here."""
@@ -59,6 +61,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.tokens.size
+
+    @property
+    def has_grammar(self) -> bool:
+        """Each of its tokens waits for a mask (`shm.grammar_masks`)."""
+        return self.grammar_handle != 0
 
     @property
     def wants_scores(self) -> bool:

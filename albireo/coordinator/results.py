@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from albireo.coordinator.request import Request, State, WaitingQueue
 from albireo.coordinator.slot_table import SlotTable
-from albireo.messages import Finish
+from albireo.messages import WAITED, Finish
 from albireo.shm import layout
 
 Slots = npt.NDArray[np.int32]
@@ -70,12 +70,21 @@ class Results:
     """Owns the steps in flight. `leave` takes a request that has ended off its slot."""
 
     def __init__(
-        self, slots: SlotTable, waiting: WaitingQueue, counters: SchedulerCounters, leave: Callable[[Request], None]
+        self,
+        slots: SlotTable,
+        waiting: WaitingQueue,
+        counters: SchedulerCounters,
+        leave: Callable[[Request], None],
+        go_back: Callable[[Slots], None],
     ) -> None:
+        """`go_back` takes the slots of rows that waited for their grammar's mask: their step is to be planned again."""
         self._slots = slots
         self._waiting = waiting
         self._counters = counters
         self._leave = leave
+        self._go_back = go_back
+        self.constrained: list[tuple[Request, int]] = []
+        """Tokens of requests with a grammar, without those that end one, since the caller last took them."""
         self._in_flight: deque[PlannedStep] = deque()
         self._preempted: dict[tuple[int, int], Request] = {}
         """By the (slot, generation) that they had: requests preempted with tokens in flight."""
@@ -108,6 +117,9 @@ class Results:
         if live.all():
             output = self._confirm_current(slots, tokens.copy(), finish, logprobs)
         else:
+            waited = is_current & (tokens == WAITED)
+            if waited.any():
+                self._go_back(slots[waited])
             output = self._confirm_current(slots[live], tokens[live], finish[live], logprobs)
         if self._preempted and not is_current.all():
             stale = np.flatnonzero(~is_current)
@@ -131,6 +143,10 @@ class Results:
         finish[at_limit & (finish == Finish.NONE)] = Finish.LENGTH
         output = ConfirmedRows(table.frontend.take(slots), table.request_id.take(slots), tokens, finish, logprobs)
         self._counters.generation_tokens += slots.size
+        if table.num_with_grammar:
+            goes_on = table.has_grammar.take(slots) & (finish == Finish.NONE)
+            for index in np.flatnonzero(goes_on).tolist():
+                self._note_constrained(table.requests[slots[index]], int(tokens[index]))
         for index in np.flatnonzero(finish).tolist():
             request = table.requests[slots[index]]
             assert request is not None, "a current row has no request"
@@ -147,6 +163,9 @@ class Results:
             request = self._preempted.get((int(row["slot"]), generation))
             if request is None:
                 continue
+            if row["token"] == WAITED:
+                self._forget_late_token(request)
+                continue
             finish = self._deliver_late(request, int(row["token"]), int(row["finish"]))
             frontends.append(request.frontend)
             request_ids.append(request.request_id)
@@ -162,7 +181,6 @@ class Results:
 
     def _deliver_late(self, request: Request, token: int, finish: int) -> int:
         """One token of a preempted request; returns its Finish."""
-        request.num_in_flight -= 1
         request.tokens = np.append(request.tokens, np.int32(token))
         self._counters.generation_tokens += 1
         if not finish and request.tokens.size >= request.max_total_tokens:
@@ -170,9 +188,22 @@ class Results:
         if finish:
             self._waiting.drop(request)
             self._count_finish(request, finish)
-        if finish or not request.num_in_flight:
             self.forget(request)
+        else:
+            if request.has_grammar:
+                self._note_constrained(request, token)
+            self._forget_late_token(request)
         return finish
+
+    def _forget_late_token(self, request: Request) -> None:
+        """One step of a preempted request that was on its way is here."""
+        request.num_in_flight -= 1
+        if not request.num_in_flight:
+            self.forget(request)
+
+    def _note_constrained(self, request: Request | None, token: int) -> None:
+        assert request is not None, "a current row has no request"
+        self.constrained.append((request, token))
 
     def _confirm_logprobs(self, records: npt.NDArray[Any]) -> ConfirmedLogprobs:
         """The records that somebody waits for, with their receivers. One turn for each request that asked, and its

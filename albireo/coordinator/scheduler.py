@@ -59,8 +59,12 @@ class Scheduler:
         self._rows = np.empty(0, np.int32)
         """Slots of the decode rows, in batch order, as of the last plan."""
         self._rows_changed = False
+        self._going_back: Slots = np.empty(0, np.int32)
+        """Slots of rows that waited for a grammar's mask when no step of theirs was left to be planned."""
+        self.grammar_changes: list[tuple[Request, int, int]] = []
+        """Requests with a grammar that entered or left (-1) a slot, and its generation, since the caller last took them."""
         self._prefilling: list[Request] = []
-        self._results = Results(self.slots, self.waiting, self.counters, self._leave)
+        self._results = Results(self.slots, self.waiting, self.counters, self._leave, self._go_back)
 
     # -- requests in and out ------------------------------------------------------------------------------------
 
@@ -86,7 +90,9 @@ class Scheduler:
 
     def abort(self, request: Request) -> None:
         """Ends a request; its blocks are free for the next plan, its results in flight are dropped."""
-        if request.state is State.WAITING:
+        if request.state is State.NEW:
+            request.state = State.FINISHED
+        elif request.state is State.WAITING:
             self.waiting.drop(request)
             self._results.forget(request)
         elif request.state is State.RUNNING:
@@ -101,6 +107,8 @@ class Scheduler:
     def plan(self, plan: PlanSlot) -> bool:
         """Fills `plan` with the next step. False when there is nothing to do, or nothing that can be done before
         a step in flight is confirmed; the slot is then as good as untouched."""
+        if self._going_back.size:
+            self._take_back()
         in_need = self._make_room_for_rows()
         if in_need is None:
             return False
@@ -144,6 +152,20 @@ class Scheduler:
             self._rows = sampled[goes_on]
             self._rows_changed = True
 
+    def _go_back(self, slots: Slots) -> None:
+        """These rows waited for a grammar's mask: what was planned last of each is to be done once more."""
+        self.slots.num_computed_tokens[slots] -= 1
+        known = np.concatenate([self._rows, self._going_back])
+        self._going_back = np.concatenate([self._going_back, np.setdiff1d(slots, known)])
+
+    def _take_back(self) -> None:
+        """As many as the batch has room for; a request that ended its planning may have made place for another."""
+        room = self.config.max_num_seqs - self._rows.size - len(self._prefilling)
+        if room > 0:
+            self._rows = np.concatenate([self._rows, self._going_back[:room]])
+            self._rows_changed = True
+            self._going_back = self._going_back[room:]
+
     def _rows_in_need(self) -> Slots:
         """Rows whose next token lies in a block that they don't have."""
         index = self.slots.num_computed_tokens.take(self._rows) // self.config.block_size
@@ -153,7 +175,7 @@ class Scheduler:
         """Preempts until every row can have its next block; returns the rows that need one. None: waiting for a step
         in flight frees blocks."""
         while (in_need := self._rows_in_need()).size > self.pool.num_free:
-            ending = self.slots.num_running - self._rows.size - len(self._prefilling)
+            ending = self.slots.num_running - self._rows.size - len(self._prefilling) - self._going_back.size
             if ending:
                 return None
             self._preempt(max(self.slots.running(), key=self.waiting.order))
@@ -211,7 +233,7 @@ class Scheduler:
         request = self.waiting.head()
         if request is None or request.num_in_flight or not self.slots.num_free:
             return False
-        if self._rows.size + len(self._prefilling) >= self.config.max_num_seqs:
+        if self._rows.size + len(self._prefilling) + self._going_back.size >= self.config.max_num_seqs:
             return False
         cached = self._cached_blocks(request)
         num_new = -(-request.tokens.size // self.config.block_size) - len(cached)
@@ -246,6 +268,8 @@ class Scheduler:
         request.state = State.RUNNING
         request.num_admissions += 1
         self._prefilling.append(request)
+        if request.has_grammar:
+            self.grammar_changes.append((request, slot, int(self.slots.generation[slot])))
         if request.num_admissions == 1:
             self.admitted.setdefault(request.frontend, []).append(Admitted(request.request_id, num_cached_tokens))
             self.counters.prompt_tokens += request.tokens.size
@@ -269,6 +293,8 @@ class Scheduler:
         elif slot in self._rows:
             self._rows = self._rows[self._rows != slot]
             self._rows_changed = True
+        elif self._going_back.size:
+            self._going_back = self._going_back[self._going_back != slot]
         self.pool.release(self.slots.give_back(slot))
 
     def _register_output(self, request: Request) -> None:
@@ -294,6 +320,8 @@ class Scheduler:
         if request.num_in_flight:
             self._results.expect_late(request)
         self._leave(request)
+        if request.has_grammar:
+            self.grammar_changes.append((request, -1, 0))
         request.hashes = []
         self.waiting.push(request)
         self.counters.num_preemptions += 1
@@ -303,3 +331,8 @@ class Scheduler:
     def confirm(self, rows: npt.NDArray[Any], logprobs: npt.NDArray[Any] = NO_LOGPROBS.records) -> ConfirmedRows:
         """Takes the oldest step's results: TOKEN_ROW[n_rows] in the plan's order, LOGPROB[n]."""
         return self._results.confirm(rows, logprobs)
+
+    def take_constrained(self) -> list[tuple[Request, int]]:
+        """The tokens that the last confirmed steps gave to requests with a grammar, without those that end one."""
+        taken, self._results.constrained = self._results.constrained, []
+        return taken

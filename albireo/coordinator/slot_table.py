@@ -27,6 +27,9 @@ class SlotTable:
         self.block_table = np.zeros((n, config.max_blocks_per_seq), np.int32)
         self.token_ids = np.zeros((n, config.max_model_len + 1), np.int32)
         """Confirmed tokens; pages that no sequence reaches are never touched and cost nothing."""
+        self.has_grammar = np.zeros(n, np.bool_)
+        self.num_with_grammar = 0
+        """Running requests that have one."""
         self.requests: list[Request | None] = [None] * n
         self._free = list(range(n - 1, -1, -1))
 
@@ -49,6 +52,8 @@ class SlotTable:
         self.top_k[slot] = request.sampling.top_k
         self.frontend[slot] = request.frontend
         self.request_id[slot] = request.request_id
+        self.has_grammar[slot] = request.has_grammar
+        self.num_with_grammar += request.has_grammar
         self.token_ids[slot, :n] = request.tokens
         self.num_blocks[slot] = blocks.size
         self.block_table[slot, : blocks.size] = blocks
@@ -60,6 +65,7 @@ class SlotTable:
         request = self.requests[slot]
         assert request is not None, "a free slot was given back"
         self.requests[slot] = None
+        self.num_with_grammar -= request.has_grammar
         self.generation[slot] += 1
         self._free.append(slot)
         request.slot = -1

@@ -61,6 +61,10 @@ class Part(IntEnum):
     """Coordinator's account of a gap: no device work between two steps, though there were requests to work on."""
     IDLE = 15
     """Coordinator: there was no request at all."""
+    COMPILE = 16
+    """Grammar process: a request's grammar, from its arrival to the answer, whatever else went on beside it."""
+    MASK = 17
+    """Grammar process: from a step's confirmed tokens to the masks for the next ones."""
 
 
 DEVICE_PARTS: Final = (Part.FORWARD, Part.SAMPLE)

@@ -22,7 +22,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 6
+VERSION: Final = 7
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -259,7 +259,7 @@ have come apart notice (`gpu_worker.collectives.shm`). Publish order: buffer and
 each with the atomics of `gpu_worker.collectives.atomics`, never by numpy; `closed` behind a fence."""
 
 KIND_FLIGHT: Final = 5
-NUM_FLIGHT_PARTS: Final = 16
+NUM_FLIGHT_PARTS: Final = 24
 NUM_FLIGHT_BUCKETS: Final = 22
 
 FLIGHT_HEAD: Final = record(CACHE_LINE, written=("<u8", 0), pid=("<i8", 8), name=("S32", 16))

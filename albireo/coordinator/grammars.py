@@ -1,0 +1,229 @@
+"""The coordinator's link to the grammar process: requests wait here until their grammar is compiled, and what is
+confirmed of their output goes there.
+
+A request is known by a handle. The rules that make the masks safe (`shm.grammar_masks`):
+
+- `Bind` is sent once every step before the one that admits the request is confirmed: no step in flight reads the
+  slot's place for its former owner any more.
+- A preempted request's handle is bound to nowhere before anything else can be bound to its slot; its late tokens still
+  go to its matcher.
+- When the process dies all handles die with it: their requests end with an error, and others go on.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import zmq
+from msgspec import Struct
+
+from albireo.coordinator.request import Request
+from albireo.messages import (
+    Advance,
+    Bind,
+    Broken,
+    Compile,
+    Compiled,
+    Forget,
+    Grammar,
+    GrammarUp,
+    Refused,
+    ToGrammar,
+    encode,
+    from_grammar_decoder,
+)
+
+log = logging.getLogger(__name__)
+
+DOWN = "the process that serves structured output has died"
+
+
+class Compilation(Struct, frozen=True):
+    """News of a request whose grammar was being compiled, or had been."""
+
+    request: Request
+    problem: str | None
+    """None: it can run."""
+    is_clients: bool = True
+    """Whether the problem is the client's doing."""
+    field: str = ""
+
+
+class Grammars(Protocol):
+    """What the coordinator asks of it."""
+
+    refusal: str | None
+    """Why no grammar is taken, or None."""
+
+    def submit(self, request: Request, grammar: Grammar) -> None:
+        """Begins to compile; `receive` has the outcome."""
+
+    def receive(self) -> list[Compilation]:
+        """What has become of requests since the last call."""
+
+    def planned(self, step: int, changes: Iterable[tuple[Request, int, int]]) -> None:
+        """Step `step` is planned; `changes`: requests with the slot that they entered, or -1, and its generation."""
+
+    def confirmed(self, step: int, tokens: Iterable[tuple[Request, int]]) -> None:
+        """Step `step` is confirmed, and these are the constrained requests' tokens, without those that end one."""
+
+    def forget(self, requests: Iterable[Request]) -> None:
+        """These have ended."""
+
+    def lost(self, pid: int, restarts: bool) -> list[Compilation]:
+        """The process `pid` has died; returns what becomes of its requests."""
+
+
+class NoGrammars:
+    """For an engine without that process."""
+
+    refusal: str | None = "structured output is not supported by this engine"
+
+    def submit(self, request: Request, grammar: Grammar) -> None:
+        raise AssertionError("it was to be refused")
+
+    def receive(self) -> list[Compilation]:
+        return []
+
+    def planned(self, step: int, changes: Iterable[tuple[Request, int, int]]) -> None:
+        """There are none."""
+
+    def confirmed(self, step: int, tokens: Iterable[tuple[Request, int]]) -> None:
+        """There are none."""
+
+    def forget(self, requests: Iterable[Request]) -> None:
+        """There are none."""
+
+    def lost(self, pid: int, restarts: bool) -> list[Compilation]:
+        return []
+
+
+class GrammarLink:
+    """Over a ROUTER socket, to which the process, and whoever takes its place, connects."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+        self._decoder = from_grammar_decoder()
+        self._identity: bytes | None = None
+        """The process's, once it has said that it is there."""
+        self._pid = 0
+        self._held: list[ToGrammar] = []
+        """For a process that is still starting."""
+        self.refusal: str | None = None
+        self._next_handle = 1
+        self._compiling: dict[int, tuple[Request, str]] = {}
+        """And the field that asked for it."""
+        self._compiled: dict[int, Request] = {}
+        self._to_bind: deque[tuple[int, Bind]] = deque()
+        """And the step that admits the request."""
+        self._num_confirmed = 0
+
+    def submit(self, request: Request, grammar: Grammar) -> None:
+        request.grammar_handle = handle = self._next_handle
+        self._next_handle += 1
+        self._compiling[handle] = (request, grammar.field)
+        self._send(Compile(handle, grammar.kind, grammar.source))
+
+    def receive(self) -> list[Compilation]:
+        news: list[Compilation] = []
+        while True:
+            try:
+                identity, data = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return news
+            try:
+                message = self._decoder.decode(data)
+            except msgspec.MsgspecError as error:
+                log.error("dropped a message of the grammar process that is none of ours: %s", error)
+                continue
+            match message:
+                case GrammarUp():
+                    news += self._greet(identity, message.pid, message.problem)
+                case Compiled():
+                    news += self._compiled_one(message.handle)
+                case Refused():
+                    news += self._refused(message.handle, message.message)
+                case Broken():
+                    news += self._broken(message.handle, message.message)
+
+    def planned(self, step: int, changes: Iterable[tuple[Request, int, int]]) -> None:
+        for request, slot, generation in changes:
+            handle = request.grammar_handle
+            if slot < 0:
+                self._to_bind = deque(each for each in self._to_bind if each[1].handle != handle)
+                self._send(Bind(handle, -1, 0, 0))
+            else:
+                self._to_bind.append((step, Bind(handle, slot, generation, request.tokens.size)))
+        self._bind_those_alone()
+
+    def confirmed(self, step: int, tokens: Iterable[tuple[Request, int]]) -> None:
+        self._num_confirmed = step
+        rows = list(tokens)
+        if rows:
+            handles = np.array([request.grammar_handle for request, _ in rows], "<u8").tobytes()
+            self._send(Advance(step, handles, np.array([token for _, token in rows], "<i4").tobytes()))
+        self._bind_those_alone()
+
+    def forget(self, requests: Iterable[Request]) -> None:
+        handles = [request.grammar_handle for request in requests]
+        for handle in handles:
+            self._compiling.pop(handle, None)
+            self._compiled.pop(handle, None)
+        if handles:
+            self._to_bind = deque(each for each in self._to_bind if each[1].handle not in handles)
+            self._send(Forget(handles))
+
+    def lost(self, pid: int, restarts: bool) -> list[Compilation]:
+        if self._identity is not None and pid != self._pid:  # another has taken its place already
+            return []
+        self._identity = None
+        self._held.clear()
+        self._to_bind.clear()
+        self.refusal = None if restarts else DOWN
+        requests = [request for request, _ in self._compiling.values()] + list(self._compiled.values())
+        self._compiling.clear()
+        self._compiled.clear()
+        return [Compilation(request, DOWN, is_clients=False) for request in requests]
+
+    def _bind_those_alone(self) -> None:
+        """Sends what waited for the steps before it."""
+        while self._to_bind and self._to_bind[0][0] <= self._num_confirmed + 1:
+            self._send(self._to_bind.popleft()[1])
+
+    def _greet(self, identity: bytes, pid: int, problem: str | None) -> list[Compilation]:
+        # whatever it did not hear of it has lost
+        news = self.lost(self._pid, restarts=True) if self._identity is not None else []
+        self._identity, self._pid, self.refusal = identity, pid, problem
+        if problem is not None:
+            log.warning("structured output is not available: %s", problem)
+            news += [Compilation(request, problem, field=field) for request, field in self._compiling.values()]
+            self._compiling.clear()
+            self._held.clear()
+        held, self._held = self._held, []
+        for message in held:
+            self._send(message)
+        return news
+
+    def _compiled_one(self, handle: int) -> list[Compilation]:
+        entry = self._compiling.pop(handle, None)
+        if entry is None:  # it was aborted meanwhile
+            return []
+        self._compiled[handle] = entry[0]
+        return [Compilation(entry[0], None)]
+
+    def _refused(self, handle: int, message: str) -> list[Compilation]:
+        entry = self._compiling.pop(handle, None)
+        return [] if entry is None else [Compilation(entry[0], message, field=entry[1])]
+
+    def _broken(self, handle: int, message: str) -> list[Compilation]:
+        request = self._compiled.pop(handle, None)
+        return [] if request is None else [Compilation(request, f"the grammar failed: {message}", is_clients=False)]
+
+    def _send(self, message: ToGrammar) -> None:
+        if self._identity is None:
+            self._held.append(message)
+        else:
+            self._socket.send_multipart([self._identity, encode(message)])

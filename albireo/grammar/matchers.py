@@ -1,0 +1,92 @@
+"""The matchers of running requests, and where their masks belong."""
+
+from collections.abc import Iterable, Sequence
+
+import llguidance
+import numpy as np
+from msgspec import Struct
+
+from albireo.grammar.compiler import one_line
+from albireo.shm.grammar_masks import MaskTable, mask_tag
+
+
+class Bound(Struct):
+    """A request's grammar in mid-output."""
+
+    matcher: llguidance.LLMatcher
+    slot: int = -1
+    """-1: it has none."""
+    generation: int = 0
+    position: int = 0
+    """Of the token that its next mask is for."""
+
+
+class Matchers:
+    """By handle. The masks that it writes are those of `shm.grammar_masks`, whose only writer it is."""
+
+    def __init__(self, table: MaskTable, num_threads: int) -> None:
+        self._table = table
+        self._bound: dict[int, Bound] = {}
+        num_slots, num_words = table.masks.shape
+        self._scratch = np.zeros((num_slots, num_words), np.int32)
+        self._executor = llguidance.LLExecutor(num_threads)
+
+    def __len__(self) -> int:
+        return len(self._bound)
+
+    def add(self, handle: int, matcher: llguidance.LLMatcher) -> None:
+        self._bound[handle] = Bound(matcher)
+
+    def forget(self, handles: Iterable[int]) -> None:
+        for handle in handles:
+            bound = self._bound.pop(handle, None)
+            if bound is not None and bound.slot >= 0:
+                self._table.clear(bound.slot)
+
+    def bind(self, handle: int, slot: int, generation: int, position: int) -> dict[int, str]:
+        """As `messages.Bind`; returns what broke, as `advance`."""
+        bound = self._bound.get(handle)
+        if bound is None:  # it was forgotten while this was on its way
+            return {}
+        if bound.slot >= 0:
+            self._table.clear(bound.slot)
+        bound.slot, bound.generation, bound.position = slot, generation, position
+        return self._write([handle])
+
+    def advance(self, handles: Sequence[int], token_ids: Sequence[int]) -> dict[int, str]:
+        """Takes confirmed tokens and writes the masks for the next; returns those that cannot go on, and why."""
+        broken: dict[int, str] = {}
+        moved = []
+        for handle, token in zip(handles, token_ids, strict=True):
+            bound = self._bound.get(handle)
+            if bound is None:
+                continue
+            if bound.matcher.consume_token(token):
+                bound.position += 1
+                moved.append(handle)
+            else:
+                broken[handle] = one_line(bound.matcher.get_error())
+        return broken | self._write(moved)
+
+    def _write(self, handles: Sequence[int]) -> dict[int, str]:
+        """The masks of those that have a slot. The library writes rows without a gap, the table's begin on cache
+        lines: they go by way of the scratch."""
+        bound = [self._bound[handle] for handle in handles]
+        placed = [(handle, each) for handle, each in zip(handles, bound, strict=True) if each.slot >= 0]
+        if not placed:
+            return {}
+        scratch = self._scratch
+        if len(placed) == 1:
+            placed[0][1].matcher.unsafe_compute_mask_ptr(scratch.ctypes.data, scratch.strides[0])
+        else:
+            rows = [(each.matcher, row) for row, (_, each) in enumerate(placed)]
+            self._executor.unsafe_compute_mask_ptr(rows, scratch.ctypes.data, scratch.strides[0], len(scratch))
+        broken = {}
+        for row, (handle, each) in enumerate(placed):
+            if each.matcher.get_error() or not scratch[row].any():
+                broken[handle] = one_line(each.matcher.get_error() or "no token can follow")
+                continue
+            self._table.clear(each.slot)
+            self._table.masks[each.slot] = scratch[row]
+            self._table.publish(each.slot, mask_tag(each.generation, each.position))
+        return broken
