@@ -97,11 +97,27 @@ MAX_GRAMMAR_CHARS: Final = 256 * 1024
 """Longest schema, regular expression or grammar. Schemas in the wild have up to some 100 KB; compiling is also bounded
 in time and size."""
 
+MAX_SCHEMA_DEPTH: Final = 32
+"""Deepest nesting of a JSON schema's own text; each level of the data takes two or three. Compilers recurse."""
+
+MAX_SCHEMA_VALUES: Final = 10_000
+"""Most values in a JSON schema, of whatever kind; the largest in use have some 2,000."""
+
+MAX_REGEX_CHARS: Final = 4096
+"""Longest `structured_outputs.regex`."""
+
+MAX_CHOICES: Final = 1000
+MAX_CHOICE_CHARS: Final = 1024
+"""Most `structured_outputs.choice`, and the longest one."""
+
+MAX_DESCRIPTION_CHARS: Final = 4096
+"""Longest description of a schema or a tool; it is read by no grammar, at most by a template."""
+
 GRAMMAR_LEXER_FUEL: Final = 1_000_000
 GRAMMAR_STEP_FUEL: Final = 200_000
 GRAMMAR_STEP_ITEMS: Final = 50_000
-"""llguidance's own defaults, stated: fuel for building the lexer (about 20 ms), and for one mask (about 15 ms of regular
-expressions, 2.5 ms of grammar). A request whose grammar needs more is refused, or ends with an error."""
+"""llguidance's own defaults, stated: fuel for building the lexer (about 20 ms), and for one mask (about 15 ms of
+regular expressions, 2.5 ms of grammar). A request whose grammar needs more is refused, or ends with an error."""
 
 GRAMMAR_LEXER_STATES: Final = 50_000
 """At 1 to 2 KB each: 100 MB at the most for one grammar; schemas of 100 KB have some thousands."""
@@ -110,7 +126,7 @@ GRAMMAR_SYMBOLS: Final = 100_000
 """Most symbols in a compiled grammar's productions; a schema of 100 KB has some 20,000."""
 
 GRAMMAR_COMPILE_TIMEOUT_S: Final = 5.0
-"""A grammar that takes longer is refused. The fuel runs out in less than a second: this is for what it does not count."""
+"""A grammar that takes longer is refused. Fuel runs out in less than a second: this is for what it does not count."""
 
 MAX_STUCK_COMPILES: Final = 2
 """Threads that are given up after that time; with one more the grammar process starts anew."""

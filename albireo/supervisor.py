@@ -260,9 +260,10 @@ class Supervisor:
     def _hear(self) -> None:
         while self._control.poll(0):
             identity, data = self._control.recv_multipart()
-            child = self._children[identity.decode()]
-            child.is_heard = True
-            self._handle(child, self._decoder.decode(data))
+            child = self._children.get(identity.decode())
+            if child is not None:  # else the last words of one that was not started again
+                child.is_heard = True
+                self._handle(child, self._decoder.decode(data))
 
     def _handle(self, child: Child, message: ToSupervisor) -> None:
         match message:
@@ -367,7 +368,8 @@ def run_engine(
 ) -> int:
     """Starts an engine of `num_workers` ranks, serves until a signal or a death, stops it; returns the exit code.
 
-    `vocab_size`: of the model, if it can serve structured output. `make_specs` gets the run directory, the segments and the listening socket's descriptor. Raises StartupError.
+    `make_specs` gets the run directory, the segments and the listening socket's descriptor. `vocab_size`: of a model
+    that can serve structured output. Raises StartupError.
     """
     with ExitStack() as stack:
         signals = stack.enter_context(SignalPipe())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "albireo"
-PROCESSES = {"frontend", "coordinator", "gpu_worker"}
+PROCESSES = {"frontend", "coordinator", "grammar", "gpu_worker"}
 LEAVES = {"messages", "config", "errors", "limits", "checkpoint", "shm", "sockets", "child", "logs"}
 BANNED = {"pickle", "marshal", "dill", "cloudpickle", "shelve"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -57,6 +57,8 @@ def test_heavy_and_dangerous_packages_stay_where_they_belong(path: Path) -> None
         assert not packages & {"torch", "numba", "safetensors"}
     if part(path) != "frontend":
         assert not packages & {"starlette", "uvicorn"}
+    if part(path) != "grammar":
+        assert "llguidance" not in packages
     assert "torch.load" not in path.read_text()
 
 
@@ -66,7 +68,8 @@ def test_heavy_and_dangerous_packages_stay_where_they_belong(path: Path) -> None
         ("albireo.cli", {"torch", "starlette", "numpy", "zmq", "msgspec", "rich", "tokenizers"}),
         ("albireo.serve", {"torch", "starlette", "numba", "tokenizers", "rich"}),
         ("albireo.coordinator.__main__", {"torch", "starlette", "numba", "tokenizers"}),
-        ("albireo.frontend.__main__", {"torch", "numba", "transformers"}),
+        ("albireo.frontend.__main__", {"torch", "numba", "transformers", "llguidance"}),
+        ("albireo.grammar.__main__", {"torch", "starlette", "numba", "tokenizers"}),
         ("albireo.gpu_worker.__main__", {"starlette", "uvicorn", "tokenizers", "transformers"}),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import zmq
 
 from albireo import sockets
-from albireo.messages import Rejected, SamplingParams, Submit, encode, frontend_decoder
+from albireo.messages import SamplingParams, Submit, Tokens, encode, frontend_decoder
 
 _POLL_MS = 50
 
@@ -50,7 +50,7 @@ class PipelineClient:
     def _receive(self) -> None:
         message = self._decoder.decode(self._socket.recv())
         self.arrival_ns.append(time.perf_counter_ns())
-        if isinstance(message, Rejected):
+        if not isinstance(message, Tokens):
             raise RejectedError(message.message)
         num_ended = len(message.finish) - message.finish.count(0)
         for _ in range(num_ended):

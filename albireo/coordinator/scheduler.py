@@ -62,7 +62,7 @@ class Scheduler:
         self._going_back: Slots = np.empty(0, np.int32)
         """Slots of rows that waited for a grammar's mask when no step of theirs was left to be planned."""
         self.grammar_changes: list[tuple[Request, int, int]] = []
-        """Requests with a grammar that entered or left (-1) a slot, and its generation, since the caller last took them."""
+        """Requests with a grammar that entered a slot, or left one (-1), and its generation; the caller takes them."""
         self._prefilling: list[Request] = []
         self._results = Results(self.slots, self.waiting, self.counters, self._leave, self._go_back)
 

@@ -12,7 +12,17 @@ from albireo.errors import InternalError, RequestError, UnavailableError
 from albireo.frontend.generation import Generation, Listener
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
-from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.messages import (
+    Abort,
+    Finish,
+    Grammar,
+    Rejected,
+    SamplingParams,
+    Submit,
+    Tokens,
+    encode,
+    frontend_decoder,
+)
 from albireo.shm.flight import Part, Recorder
 from albireo.shm.layout import LOGPROB
 
@@ -50,13 +60,19 @@ class EngineClient:
         return len(self._live)
 
     def submit(
-        self, generation: Generation, prompt: list[int], sampling: SamplingParams, priority: int, cache_salt: str
+        self,
+        generation: Generation,
+        prompt: list[int],
+        sampling: SamplingParams,
+        priority: int,
+        cache_salt: str,
+        grammar: Grammar | None = None,
     ) -> None:
         """Hands a checked request to the coordinator."""
         generation.request_id = request_id = next(self._numbers)
         generation.submitted_ns = self._clock_ns()
         tokens = np.array(prompt, "<i4").tobytes()
-        self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt)))
+        self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt, grammar)))
         self._live[request_id] = generation
 
     def abort(self, generations: Iterable[Generation]) -> None:
@@ -99,13 +115,16 @@ class EngineClient:
         message = self._decoder.decode(frame)
         if isinstance(message, Tokens):
             self._on_tokens(message, begin_ns)
+        elif isinstance(message, Rejected):
+            self._on_end(message.request_id, RequestError(message.message, field=message.field or None))
         else:
-            self._on_rejected(message)
+            logger.error("request %d failed: %s", message.request_id, message.message)
+            self._on_end(message.request_id, InternalError(message.message))
 
-    def _on_rejected(self, message: Rejected) -> None:
-        generation = self._live.pop(message.request_id, None)
+    def _on_end(self, request_id: int, error: RequestError) -> None:
+        generation = self._live.pop(request_id, None)
         if generation is not None:
-            generation.fail(RequestError(message.message, field=message.field or None))
+            generation.fail(error)
 
     def _on_tokens(self, message: Tokens, begin_ns: int) -> None:
         """One step: first every token is fed, then every response with something new is written once."""

@@ -13,6 +13,7 @@ from msgspec import Meta, Raw, Struct
 
 from albireo import limits
 from albireo.errors import RequestError
+from albireo.frontend.grammar_fields import ResponseFormat, StructuredOutputs
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING_CHARS)]
@@ -100,14 +101,14 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=limits.MIN_PRIORITY, le=limits.MAX_PRIORITY)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None = None
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: UserString | None = None
 
     allowed_token_ids: Annotated[Raw, unsupported()] = _NOT_GIVEN
     length_penalty: Annotated[Raw, unsupported(1)] = _NOT_GIVEN
     logits_processors: Annotated[Raw, unsupported([])] = _NOT_GIVEN
-    response_format: Annotated[Raw, unsupported({"type": "text"})] = _NOT_GIVEN
     spaces_between_special_tokens: Annotated[Raw, unsupported(True)] = _NOT_GIVEN
-    structured_outputs: Annotated[Raw, unsupported()] = _NOT_GIVEN
     truncate_prompt_tokens: Annotated[Raw, unsupported()] = _NOT_GIVEN
     use_beam_search: Annotated[Raw, unsupported(False)] = _NOT_GIVEN
 

@@ -113,6 +113,13 @@ def check_num_scores(sampling: Sequence[SamplingParams], num_prompt_tokens: Sequ
         )
 
 
+def check_constrained(request: GenerationRequest, grammar_field: str) -> None:
+    """Raises RequestError for fields with which a grammar could leave no token to choose."""
+    for field in ("ignore_eos", "min_tokens", "bad_words"):
+        if getattr(request, field):
+            raise RequestError(f"{field} does not go together with {grammar_field}", field=field)
+
+
 def _min_tokens(request: GenerationRequest, max_tokens: int) -> int:
     asked = request.min_tokens or 0
     if asked > max_tokens:

@@ -21,7 +21,7 @@ from albireo.frontend.http_protocol import BoundedHttpProtocol
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.service import Service, TextModel
 from albireo.frontend.socket_reader import SocketReader
-from albireo.messages import EngineReady, Ready, child_decoder, encode
+from albireo.messages import EngineReady, Ready, Stop, child_decoder, encode
 from albireo.shm.flight import Recorder
 
 KEEP_ALIVE_S = 75
@@ -129,7 +129,7 @@ class Supervisor:
         if isinstance(message, EngineReady):
             self._service.engine_ready(message.num_kv_blocks)
             self._say_ready()
-        else:
+        elif isinstance(message, Stop):
             self.wants_drain = message.drain
             self._stop.set()
 

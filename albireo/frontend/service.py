@@ -17,15 +17,16 @@ from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
+from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.output import Output
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.requests import GenerationRequest
-from albireo.frontend.sampling import ModelBounds, check_num_scores, sampling_params, stop_strings
+from albireo.frontend.sampling import ModelBounds, check_constrained, check_num_scores, sampling_params, stop_strings
 from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.token_scores import TokenScores
 from albireo.frontend.tokenizer import Tokenizer, load_tokenizer_config, special_tokens
-from albireo.messages import SamplingParams
+from albireo.messages import Grammar, SamplingParams
 
 T = TypeVar("T")
 
@@ -143,9 +144,14 @@ class Service:
         default_max_tokens: int | None,
         bad_words: tuple[tuple[int, ...], ...],
         output: Output,
+        grammar: Grammar | None = None,
     ) -> list[Generation]:
-        """One generation per prompt, handed to the engine. Raises RequestError, and then none is."""
+        """One generation per prompt, handed to the engine; `grammar`: what each must match, where the request's own
+        fields do not say. Raises RequestError, and then none is."""
         self.check_available()  # the prompt's preparation may have taken a while
+        grammar = requested_grammar(request.response_format, request.structured_outputs) or grammar
+        if grammar is not None:
+            check_constrained(request, grammar.field)
         biases = logit_bias(request.logit_bias or {}, self.bounds.vocab_size)
         params = [
             sampling_params(request, len(prompt), default_max_tokens, self.bounds, bad_words, biases)
@@ -170,7 +176,8 @@ class Service:
         ]
         try:
             for generation, prompt, sampling in zip(generations, prompts, params, strict=True):
-                self.engine.submit(generation, prompt, sampling, request.priority or 0, request.cache_salt or "")
+                priority, salt = request.priority or 0, request.cache_salt or ""
+                self.engine.submit(generation, prompt, sampling, priority, salt, grammar)
         except RequestError:
             self.engine.abort(generations)
             raise

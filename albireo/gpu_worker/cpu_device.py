@@ -15,6 +15,7 @@ from albireo.gpu_worker.collectives.interface import Collectives
 from albireo.gpu_worker.cpu_backend import CpuBackend
 from albireo.gpu_worker.decode_program import DecodePrograms
 from albireo.gpu_worker.device_state import DeviceState
+from albireo.gpu_worker.grammar_gate import GrammarGate
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
 from albireo.gpu_worker.prompt_scores import PromptScores, find_prompt_scores
@@ -22,8 +23,9 @@ from albireo.gpu_worker.result_rows import ResultRows
 from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, StepRows, build_inputs, decode_rows
-from albireo.messages import Finish
+from albireo.messages import WAITED, Finish
 from albireo.shm.flight import Part, Recorder
+from albireo.shm.grammar_masks import GrammarMasks, MaskTable
 from albireo.shm.plan_ring import PlanSlot
 from albireo.shm.token_ring import TokenSlot
 
@@ -60,7 +62,10 @@ class CpuDevice:
         self._model = load_model(config, shard, attention, collectives, report, CpuBackend())
         self._model.on_layer = beat
         self._kv_cache = KVCache.allocate(local, config.dtype, self._block_size, config.kv_cache_bytes)
-        self.state = DeviceState(config.scheduler)
+        masks = _attach_masks(config)
+        self.state = DeviceState(config.scheduler, None if masks is None else masks.masks)
+        table = self.state.sampling
+        self._gate = masks and GrammarGate(masks, table.has_grammar, self.state.generation, collectives, beat)
         self._result_rows = ResultRows(self.state)
         report("preparing kernels", 1.0)
         self._sampler = make_step_sampler(
@@ -107,7 +112,7 @@ class CpuDevice:
         logits = self._programs.run(rows.slots) if inputs is None else self._compute_logits(plan, inputs, result)
         if logits is not None:
             recorder.mark(Part.FORWARD)
-            sampled = self._sample(logits, rows, plan.counts().sampling_slice, result)
+            sampled = self._sample_open(logits, rows, inputs, plan.counts().sampling_slice, result)
         if inputs is None or inputs.input_ids.numel():
             end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
         result.header["end_ns"] = end_ns
@@ -136,6 +141,24 @@ class CpuDevice:
             hidden = hidden[torch.from_numpy(inputs.sampled_tokens)]
         self._beat()
         return self._model.compute_logits(hidden)
+
+    def _sample_open(
+        self, logits: torch.Tensor, rows: StepRows, inputs: StepInputs | None, sampling_slice: int, result: TokenSlot
+    ) -> tuple[Int32s, Int32s]:
+        """As `_sample`, but rows that wait for their grammar's mask stay where they are, and get `WAITED`."""
+        is_open = self._gate.open_rows(rows.slots, rows.positions) if self._gate else None
+        if is_open is None:
+            return self._sample(logits, rows, sampling_slice, result)
+        if inputs is not None:  # a prompt that ends here is from now on a row whose last token is to be computed again
+            last = inputs.input_ids.numpy()[inputs.sampled_tokens]
+            self.state.last_token[rows.slots], self.state.num_tokens[rows.slots] = last, rows.positions
+        tokens = np.full(is_open.size, WAITED, np.int32)
+        finish = np.full(is_open.size, Finish.NONE, np.int32)
+        if is_open.any():
+            open_rows = StepRows(rows.slots[is_open], rows.positions[is_open], rows.live, rows.result_slots)
+            sampled = self._sample(logits[torch.from_numpy(is_open)], open_rows, sampling_slice, result)
+            tokens[is_open], finish[is_open] = sampled
+        return tokens, finish
 
     def _sample(
         self, logits: torch.Tensor, rows: StepRows, sampling_slice: int, result: TokenSlot
@@ -169,3 +192,9 @@ class CpuDevice:
         out[:] = records
         out["slot"], out["generation"], out["position"] = slots, self.state.generation[slots], positions
         result.header["num_logprobs"] = start + records.size
+
+
+def _attach_masks(config: WorkerConfig) -> MaskTable | None:
+    if config.segments.grammar < 0:
+        return None
+    return GrammarMasks(config.scheduler.num_slots, config.model.vocab_size).attach(config.segments.grammar)

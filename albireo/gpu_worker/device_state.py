@@ -16,7 +16,8 @@ from albireo.shm.plan_ring import PlanSlot
 class DeviceState:
     """Per slot: who it is, where its KV lies, its last token, how to sample, whether it is still alive."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, masks: npt.NDArray[np.int32] | None = None) -> None:
+        """`masks`: as of `SamplingTable`."""
         n = config.num_slots
         self.generation = np.zeros(n, np.uint32)
         self.alive = np.zeros(n, np.bool_)
@@ -29,7 +30,7 @@ class DeviceState:
         """Most likely tokens beside each prompt token that is scored."""
         self.rows: npt.NDArray[np.int32] = np.empty(0, np.int32)
         """Slots of the decode rows, in batch order."""
-        self.sampling = SamplingTable(n, config.max_model_len)
+        self.sampling = SamplingTable(n, config.max_model_len, masks)
         self.block_table_tensor = torch.from_numpy(self.block_table)
 
     def apply(self, plan: PlanSlot) -> None:

@@ -69,11 +69,14 @@ def _grammar(kind: str, source: str) -> str:
     return llguidance.LLMatcher.grammar_from_json_schema(_schema(source), defaults={"whitespace_pattern": WHITESPACE})
 
 
-def _schema(source: str) -> Any:
+def _schema(source: str) -> dict[str, Any]:
     try:
-        return json.loads(source)
+        schema = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is not valid JSON: {one_line(str(error))}") from error
+    if not isinstance(schema, dict):
+        raise GrammarError("the schema must be a JSON object")
+    return schema
 
 
 def one_line(text: str) -> str:

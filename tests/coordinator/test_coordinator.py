@@ -13,9 +13,20 @@ from fake_device import FakeDevice, reference
 from albireo import sockets
 from albireo.config import CoordinatorConfig, SchedulerConfig, SegmentFds
 from albireo.coordinator.coordinator import Coordinator, RanksDifferError
+from albireo.coordinator.grammars import NoGrammars
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
-from albireo.messages import Abort, Finish, Rejected, SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.messages import (
+    Abort,
+    Finish,
+    Rejected,
+    SamplingParams,
+    Submit,
+    ToFrontend,
+    Tokens,
+    encode,
+    frontend_decoder,
+)
 from albireo.shm import flight, layout, segment, stats
 from albireo.shm.flight import Part
 from albireo.shm.plan_ring import PlanRing
@@ -68,7 +79,7 @@ class Harness:
         self.coordinator = Coordinator(
             config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key", num_workers), plan_ring.writer(plan_fd),
             [token_ring.reader(fd) for fd in token_fds], router, bell, Telemetry(self.stats, recorder), recorder,
-            lambda: self.now_ns,
+            lambda: self.now_ns, NoGrammars(),
         )  # fmt: skip
         for fd in fds:
             os.close(fd)
@@ -129,7 +140,7 @@ class Harness:
             idle = 0 if self.work() or self.coordinator.is_busy else idle + 1
             self.frontends[0].poll(5)
 
-    def received(self, frontend: int) -> list[Tokens | Rejected]:
+    def received(self, frontend: int) -> list[ToFrontend]:
         messages = []
         while self.frontends[frontend].poll(50):
             messages.append(self._decoder.decode(self.frontends[frontend].recv()))
@@ -143,7 +154,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
     harness.close()
 
 
-def outputs(messages: Sequence[Tokens | Rejected]) -> dict[int, tuple[list[int], Finish]]:
+def outputs(messages: Sequence[ToFrontend]) -> dict[int, tuple[list[int], Finish]]:
     found: dict[int, tuple[list[int], Finish]] = {}
     for message in messages:
         assert isinstance(message, Tokens)

@@ -18,6 +18,7 @@ _WIDTHS: Final = {
     "bad_words_width": "bad_words",
     "recent_width": "recent",
     "seen_width": "seen_ids",
+    "masks_width": "masks",
 }
 assert ARGUMENTS.names is not None
 _TABLE_FIELDS: Final = ARGUMENTS.names[ARGUMENTS.names.index("min_position") :]
@@ -26,7 +27,7 @@ _TABLE_FIELDS: Final = ARGUMENTS.names[ARGUMENTS.names.index("min_position") :]
 def _table_arguments(table: SamplingTable) -> tuple[int, ...]:
     """Addresses of the table's columns and widths of its rows: they stay as long as it lives."""
     return tuple(
-        getattr(table, _WIDTHS[name]).shape[1] if name in _WIDTHS else getattr(table, name).ctypes.data
+        getattr(table, _WIDTHS[name]).strides[0] // 4 if name in _WIDTHS else getattr(table, name).ctypes.data
         for name in _TABLE_FIELDS
     )
 

@@ -47,6 +47,9 @@ ARGUMENTS: Final = np.dtype(
             "seen_counts",
             "seen_width",
             "num_seen",
+            "has_grammar",
+            "masks",
+            "masks_width",
         )
     ]
 )
@@ -111,8 +114,19 @@ def _penalise(
 
 
 @njit(**CALLED)
+def _allow(values: Any, start: Any, mask: Any) -> None:
+    """Rules out what the mask lacks: token t is bit t % 32 of word t // 32."""
+    for i in range(values.size):
+        token = start + i
+        if not (mask[token >> 5] >> (token & 31)) & 1:
+            values[i] = NEG_INF
+
+
+@njit(**CALLED)
 def _adjust(a: Any, values: Any, slot: Any, position: Any) -> None:
     """Step A in its order, on the share of one row."""
+    if pointer(a.has_grammar, np.uint8)[slot]:
+        _allow(values, a.start, _row_of(a.masks, a.masks_width, slot))
     words_size = _of_slot(a.bad_words_size, slot)
     if words_size > 0:
         words, recent = _row_of(a.bad_words, a.bad_words_width, slot), _row_of(a.recent, a.recent_width, slot)

@@ -2,7 +2,7 @@
 served."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,8 @@ class Adjustments:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    allowed: Collection[int] | None = None
+    """What its grammar lets come next"""
 
 
 def adjust_row(logits: Float32s, request: Adjustments) -> Float32s:
@@ -37,6 +39,8 @@ def adjust_row(logits: Float32s, request: Adjustments) -> Float32s:
     )
     output = list(request.output)
     with np.errstate(over="ignore", invalid="ignore"):
+        if request.allowed is not None:
+            v[[i for i in range(vocab) if i not in request.allowed]] = -np.inf
         for *beginning, last in request.bad_words:
             if last < vocab and output[len(output) - len(beginning) :] == beginning:
                 v[last] = -np.inf

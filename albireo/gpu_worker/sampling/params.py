@@ -3,6 +3,7 @@
 For each row, with `v` its logits as float32 (NaN counts as -inf) and `T` its temperature:
 
 A. Adjustments, in float32, each operation rounded once, in this order:
+   grammar              a token that is not in the slot's mask: -inf
    bad_words            a token that would complete one of the request's words with the newest output tokens: -inf
    min_tokens           below the slot's `min_position`, EOS and stop ids: -inf
    logit_bias           v + bias
@@ -25,10 +26,10 @@ Log-probabilities are those of the logits before A, at temperature 1: v - max(v)
 to float32, with M the sum of the tokens' masses (as in 4, T = 1). A token's rank is 1 + the number of tokens with a
 larger logit.
 
-The order in A and of 2 to 4 is vLLM's (v1/sample/sampler.py: bad words, min_tokens and logit_bias, penalties,
-temperature, the argmax-invariant processors, of which min_p is
-one, then top_k and top_p), and so is counting top_p's mass over what the others left. Ties differ: vLLM keeps all
-tokens equal to the k-th and sorts unstably for top_p; here top_k = 1 is greedy, as its users expect.
+The order in A and of 2 to 4 is vLLM's (v1/sample/sampler.py: the grammar's mask, bad words, min_tokens and logit_bias,
+penalties, temperature, the argmax-invariant processors, of which min_p is one, then top_k and top_p), and so is
+counting top_p's mass over what the others left. Ties differ: vLLM keeps all tokens equal to the k-th and sorts unstably
+for top_p; here top_k = 1 is greedy, as its users expect.
 A row whose largest logit is +inf or -inf gives the first token that has it.
 """
 

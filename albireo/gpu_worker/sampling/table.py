@@ -18,7 +18,7 @@ Int32s = npt.NDArray[np.int32]
 _PLAIN_FIELDS: Final = (
     "temperature", "top_p", "min_p", "top_k", "num_logprobs", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "min_position", "stop_ids", "num_eos_ids", "num_stop_ids", "num_bias", "bad_words_size",
-    "num_seen", "num_recent",
+    "num_seen", "num_recent", "has_grammar",
 )  # fmt: skip
 """Arrays that have the name and the meaning of a field of `layout.ADMISSION`."""
 
@@ -26,8 +26,13 @@ _PLAIN_FIELDS: Final = (
 class SamplingTable:
     """Arrays `[num_slots]` and `[num_slots, ...]`. Pages of the wide ones that nobody asks for cost nothing."""
 
-    def __init__(self, num_slots: int, max_model_len: int) -> None:
+    def __init__(self, num_slots: int, max_model_len: int, masks: npt.NDArray[np.int32] | None = None) -> None:
+        """`masks`: int32 [num_slots, words], what each slot may sample next (`shm.grammar_masks`), in shared memory;
+        None where no slot has a grammar."""
         n = num_slots
+        self.masks = np.zeros((n, 1), np.int32) if masks is None else masks
+        self.has_grammar = np.zeros(n, np.bool_)
+        """only tokens in the slot's mask may be sampled"""
         self.temperature = np.zeros(n, np.float32)
         """0 is greedy"""
         self.top_p = np.ones(n, np.float32)
@@ -67,7 +72,8 @@ class SamplingTable:
         self.has_penalties = np.zeros(n, np.bool_)
         """any of the three penalties is on: `seen_*` is kept up to date"""
         self.is_special = np.zeros(n, np.bool_)
-        """penalties, bias or bad words: rows of this slot are always adjusted; others only below `min_position`"""
+        """penalties, bias, bad words or a grammar: rows of this slot are always adjusted; others only below
+        `min_position`"""
         self._history_arguments = history_arguments(
             self.has_penalties, self.bad_words_size, self.seen_ids, self.seen_counts, self.num_seen, self.recent,
             self.num_recent,
@@ -86,7 +92,8 @@ class SamplingTable:
         has_penalties = entries["repetition_penalty"] != 1.0
         has_penalties |= (entries["presence_penalty"] != 0.0) | (entries["frequency_penalty"] != 0.0)
         self.has_penalties[slots] = has_penalties
-        self.is_special[slots] = has_penalties | (entries["num_bias"] > 0) | (entries["bad_words_size"] > 0)
+        special = has_penalties | (entries["num_bias"] > 0) | (entries["bad_words_size"] > 0)
+        self.is_special[slots] = special | (entries["has_grammar"] != 0)
         num_extras = entries["num_bias"] + entries["bad_words_size"] + entries["num_seen"] + entries["num_recent"]
         for entry in entries[num_extras > 0]:
             self._admit_extras(entry, extras)
