@@ -94,7 +94,7 @@ def _of_structured_outputs(structured: StructuredOutputs) -> Grammar | None:
         return None
     if len(given) > 1:
         field = f"structured_outputs.{given[1]}"
-        raise RequestError(f"structured_outputs takes one kind: {given[0]} and {given[1]} are two", field=field)
+        raise RequestError(f"{field} does not go together with {given[0]}: one kind at a time", field=field)
     kind, field = given[0], f"structured_outputs.{given[0]}"
     value: Any = values[kind]
     if kind == "json":

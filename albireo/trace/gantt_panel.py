@@ -27,6 +27,8 @@ COLOURS: Final = {
     Part.CONFIRM: "#e07b00",
     Part.DETOKENISE: "#ec4899",
     Part.SEND: "#a98467",
+    Part.COMPILE: "#c4b5fd",
+    Part.MASK: "#f472b6",
 }
 """Device parts are dark, host parts bright."""
 GAP_COLOUR: Final = "#dc2626"

@@ -42,7 +42,8 @@ def start(*arguments: str) -> tuple[int, str]:
 def test_a_signal_stops_every_process_and_leaves_nothing(number: signal.Signals, runtime_dir: dict[str, str]) -> None:
     with Server(env=runtime_dir) as server:
         children = server.children()
-        assert set(children) == {"albireo-worker-0", "albireo-coordinator-0", "albireo-frontend-0"}
+        names = ("worker-0", "coordinator-0", "grammar-0", "frontend-0")
+        assert set(children) == {f"albireo-{name}" for name in names}
         server.process.send_signal(number)
         assert server.wait() == 0
         assert not {pid for pid, _, _ in processes()} & set(children.values())

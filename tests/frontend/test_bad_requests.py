@@ -20,6 +20,14 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
+def nested_schema(depth: int) -> dict[str, Any]:
+    """Two levels of text for each of data."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 @pytest.fixture(scope="module")
 def server(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontendServer]:
     with FrontendServer(tmp_path_factory.mktemp("run"), tokenizer_path, tokens_reply([74, 75], eos=2)) as server:
@@ -136,8 +144,34 @@ BOTH = [
     ({"prompt_logprobs": True}, "prompt_logprobs", "integer"),
     ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "stream"),
     ({"allowed_token_ids": [5]}, "allowed_token_ids", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs", "not supported"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "xml"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format.json_schema", "needs"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+        "missing",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": [1]}}},
+        "response_format.json_schema.schema",
+        "an object",
+    ),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice", "one kind"),
+    ({"structured_outputs": {"regex": "a" * 5000}}, "structured_outputs.regex", "4096"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "at least 1"),
+    ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice[0]", "at least 1"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "JSON schema"),
+    ({"structured_outputs": {"json": {"enum": [1] * 10_001}}}, "structured_outputs.json", "10000 values"),
+    ({"structured_outputs": {"json": nested_schema(17)}}, "structured_outputs.json", "32 levels"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+        "both",
+    ),
+    ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos", "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a"}, "min_tokens": 1}, "min_tokens", "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a"}, "bad_words": ["x"]}, "bad_words", "structured_outputs.regex"),
     ({"model": 5}, "model", "string"),
 ]
 

@@ -78,7 +78,9 @@ def test_totals_are_a_histogram_whose_bounds_are_upper_ends(fd: int, duration_ns
     recorder.record(Part.SAMPLE, 1, 50, 50 + duration_ns)
     totals = flight.FlightReader(fd).totals()
     assert np.flatnonzero(totals["buckets"][Part.SAMPLE]).tolist() == [bucket]
-    assert totals["sum_ns"].tolist() == [duration_ns if part == Part.SAMPLE else 0 for part in range(layout.NUM_FLIGHT_PARTS)]
+    assert totals["sum_ns"].tolist() == [
+        duration_ns if part == Part.SAMPLE else 0 for part in range(layout.NUM_FLIGHT_PARTS)
+    ]
 
 
 def test_every_part_has_its_totals(fd: int) -> None:

@@ -1,0 +1,96 @@
+"""Structured output through a whole server: outputs match what was asked for, and nothing else is disturbed."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from server import Server, eventually
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+AS_PERSON = {"response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--kv-cache-bytes", "64M", "--run-ahead", "2") as server:
+        yield server
+
+
+def post(server: Server, **fields: Any) -> httpx.Response:
+    body = {"model": "albireo-demo", "prompt": "Once", "max_tokens": 120} | fields
+    return httpx.post(server.url + "/v1/completions", json=body, timeout=60)
+
+
+def output(server: Server, **fields: Any) -> tuple[str, str]:
+    """Text and finish reason."""
+    response = post(server, **fields)
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    return choice["text"], choice["finish_reason"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_json_schema_is_matched(server: Server, seed: int) -> None:
+    text, finish = output(server, seed=seed, temperature=1.0, **AS_PERSON)
+    assert finish == "stop"
+    jsonschema.validate(json.loads(text), PERSON)
+
+
+def test_choices_expressions_and_grammars_are_matched(server: Server) -> None:
+    assert output(server, structured_outputs={"choice": ['yes, "so"', "no\n"]})[0] in ('yes, "so"', "no\n")
+    year, finish = output(server, structured_outputs={"regex": r"(19|20)\d{2}"}, seed=1)
+    assert len(year) == 4 and year[:2] in ("19", "20") and year.isdigit() and finish == "stop"
+    text, finish = output(server, structured_outputs={"grammar": 'start: "<" /[a-z]{1,5}/ ">"'}, seed=1)
+    assert text[0] == "<" and text[-1] == ">" and finish == "stop"
+    assert isinstance(json.loads(output(server, structured_outputs={"json": {"type": "boolean"}})[0]), bool)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("regex", "[a-"), ("grammar", "start: nowhere"), ("json", {"type": "strin"}), ("json", {"$ref": "#/nowhere"})],
+)
+def test_a_grammar_that_does_not_compile_is_a_400_that_says_why(server: Server, kind: str, source: Any) -> None:
+    response = post(server, structured_outputs={kind: source})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == f"structured_outputs.{kind}"
+    assert "\n" not in error["message"] and len(error["message"]) > len(f"structured_outputs.{kind}: ")
+
+
+def test_streams_without_a_grammar_give_the_same_beside_those_with_one(server: Server) -> None:
+    plain = {"seed": 5, "temperature": 1.0, "max_tokens": 100, "ignore_eos": True}
+    alone = output(server, **plain)
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(output, server, seed=i, temperature=1.0, **AS_PERSON) for i in range(7)]
+        assert pool.submit(output, server, **plain).result() == alone
+        for other in others:
+            jsonschema.validate(json.loads(other.result()[0]), PERSON)
+
+
+def test_when_the_grammar_process_dies_only_its_requests_do_and_another_takes_its_place(server: Server) -> None:
+    endless = {"structured_outputs": {"regex": "[a-z]{5000}"}, "max_tokens": 1500}
+    plain = {"seed": 6, "max_tokens": 1000, "ignore_eos": True}
+    with ThreadPoolExecutor(2) as pool:
+        constrained, free = pool.submit(post, server, **endless), pool.submit(post, server, **plain)
+        running = 'albireo:num_requests_running{engine="0",model_name="albireo-demo"} 2.0'
+        assert eventually(lambda: running in httpx.get(server.url + "/metrics").text)
+        os.kill(server.children()["albireo-grammar-0"], signal.SIGKILL)
+        assert constrained.result().status_code == 500
+        assert free.result().json()["usage"]["completion_tokens"] == 1000
+    assert eventually(lambda: post(server, **AS_PERSON).status_code == 200)
+    assert any("albireo-" not in line and "grammar-0" in line and "SIGKILL" in line for line in server.lines)
