@@ -34,8 +34,11 @@ MAX_TEMPLATE_KWARGS: Final = 32
 MAX_METADATA: Final = 16
 """OpenAI's bound on the entries of `metadata`; they are accepted for compatibility and not stored."""
 
-MAX_N: Final = 1
-"""Samples per prompt (`n`). More needs KV blocks shared between samples, which does not exist yet."""
+MAX_N: Final = 128
+"""Samples per prompt (`n`), OpenAI's own bound. Each is a sequence to the engine; they share the prompt's blocks."""
+
+MAX_SEQUENCES: Final = 1024
+"""Most sequences of one request, prompts times `n`: as many as prompts alone."""
 
 MAX_STOP_STRINGS: Final = 4
 """OpenAI's bound on `stop`; each costs a search in every piece of text."""

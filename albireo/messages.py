@@ -115,6 +115,9 @@ class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     cache_salt: str = ""
     """Requests share prefix-cache blocks only with requests of the same salt."""
     grammar: Grammar | None = None
+    sample_group: Uint64 = 0
+    """The frontend's number, never used again, of a prompt that several requests sample (`n`); 0 for one alone. They
+    share the prompt's blocks, also where the prefix cache is off."""
 
 
 class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -206,6 +206,7 @@ class Coordinator:
             max_total_tokens=min(tokens.size + message.sampling.max_tokens, self._config.scheduler.max_model_len),
             priority=message.priority,
             cache_salt=message.cache_salt,
+            sample_group=message.sample_group,
             arrival=self._num_arrived,
         )
 

@@ -44,6 +44,8 @@ class Request:
     cache_salt: str
     arrival: int
     """Number in order of arrival; kept through preemptions."""
+    sample_group: int = 0
+    """As of `messages.Submit`."""
     grammar_handle: int = 0
     """What the grammar process knows it by; 0 for a request without a grammar."""
     state: State = State.NEW

@@ -249,13 +249,22 @@ class Scheduler:
 
     def _cached_blocks(self, request: Request) -> list[int]:
         """Blocks that already hold the head of its tokens; at least one token is left to compute."""
-        if not self.config.enable_prefix_caching:
+        if not self._shares_blocks(request):
             return []
         if not request.hashes:
-            request.hashes = self._hasher.extend(self._hasher.root(request.cache_salt), request.tokens)
+            request.hashes = self._hasher.extend(self._hash_root(request), request.tokens)
         if request.wants_scores:  # a token that is not computed has no logits
             return []
         return self.pool.lookup(request.hashes[: (request.tokens.size - 1) // self.config.block_size])
+
+    def _shares_blocks(self, request: Request) -> bool:
+        return self.config.enable_prefix_caching or request.sample_group != 0
+
+    def _hash_root(self, request: Request) -> bytes:
+        """Without the prefix cache, samples of one prompt meet, and nobody else does."""
+        if self.config.enable_prefix_caching:
+            return self._hasher.root(request.cache_salt)
+        return self._hasher.root(f"{request.frontend}/{request.sample_group}")
 
     def _start(self, plan: PlanSlot, request: Request, cached: list[int], num_new: int) -> None:
         self.pool.share(cached)
@@ -278,7 +287,7 @@ class Scheduler:
 
     def _register(self, request: Request, first: int, end: int) -> None:
         """Makes blocks [first, end) of a request findable by their content."""
-        if self.config.enable_prefix_caching:
+        if self._shares_blocks(request):
             for index in range(first, end):
                 self.pool.register(int(self.slots.block_table[request.slot, index]), request.hashes[index])
 

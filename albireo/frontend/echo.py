@@ -13,18 +13,18 @@ class Echo:
     """The prompts of one request. A text is given back as it came; token ids as their text, special tokens shown."""
 
     def __init__(self, given: Prompt, prompts: Sequence[Sequence[int]], texts: DetokenizerFactory) -> None:
-        """`given`: the request's `prompt`; `prompts`: the same as token ids, one list for each choice."""
+        """`given`: the request's `prompt`; `prompts`: the same as token ids, one list for each."""
         given_texts = [given] if isinstance(given, str) else [each for each in given or () if isinstance(each, str)]
         self._given: list[str] | None = given_texts or None
         self._prompts = prompts
         self._texts = texts
         self._taken: set[int] = set()
 
-    def take(self, index: int) -> str:
-        """The prompt's text, once."""
-        if index in self._taken:
+    def take(self, choice: int, index: int) -> str:
+        """The text of prompt `index`, once for each choice."""
+        if choice in self._taken:
             return ""
-        self._taken.add(index)
+        self._taken.add(choice)
         return self._text(index)
 
     def add_logprobs(self, index: int, records: Records, writer: CompletionLogprobs) -> int:

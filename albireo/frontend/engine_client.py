@@ -67,12 +67,15 @@ class EngineClient:
         priority: int,
         cache_salt: str,
         grammar: Grammar | None = None,
+        leader: Generation | None = None,
     ) -> None:
-        """Hands a checked request to the coordinator."""
+        """Hands a checked request to the coordinator. `leader`: the first of the samples of its prompt, if there are
+        several."""
         generation.request_id = request_id = next(self._numbers)
         generation.submitted_ns = self._clock_ns()
         tokens = np.array(prompt, "<i4").tobytes()
-        self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt, grammar)))
+        group = 0 if leader is None else leader.request_id
+        self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt, grammar, group)))
         self._live[request_id] = generation
 
     def abort(self, generations: Iterable[Generation]) -> None:

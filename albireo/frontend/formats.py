@@ -121,7 +121,7 @@ class CompletionFormat(_OpenAIFormat):
         if self._prompts is not None:
             pieces += [b',"token_ids":', _encode(token_ids)]
             if self._begins(generation):
-                pieces += [b',"prompt_token_ids":', _encode(self._prompts[generation.index])]
+                pieces += [b',"prompt_token_ids":', _encode(self._prompts[generation.prompt_index])]
         pieces += [_ending(generation, logprobs), b"}]", self._chunk_tail(generation)]
         return b"".join(pieces)
 
@@ -137,7 +137,7 @@ class CompletionFormat(_OpenAIFormat):
         if self._num_prompt_logprobs is not None:
             choice["prompt_logprobs"] = self._prompt_logprobs(generation)
         if self._prompts is not None:
-            choice |= {"token_ids": token_ids, "prompt_token_ids": self._prompts[generation.index]}
+            choice |= {"token_ids": token_ids, "prompt_token_ids": self._prompts[generation.prompt_index]}
         return choice
 
     def _take(self, generation: Generation) -> tuple[str, list[int], dict[str, Any] | None]:
@@ -145,7 +145,7 @@ class CompletionFormat(_OpenAIFormat):
         text, token_ids = generation.take()
         logprobs = None if self._num_logprobs is None else self._take_logprobs(generation)
         if self._echo is not None:
-            text = self._echo.take(generation.index) + text
+            text = self._echo.take(generation.index, generation.prompt_index) + text
         return text, token_ids, logprobs
 
     def _take_logprobs(self, generation: Generation) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ class CompletionFormat(_OpenAIFormat):
             if self._echo is not None:
                 assert generation.scores is not None
                 assert generation.scores.prompt is not None
-                begin = self._echo.add_logprobs(generation.index, generation.scores.prompt, writer)
+                begin = self._echo.add_logprobs(generation.prompt_index, generation.scores.prompt, writer)
             writer.text_begins(self._texts(self._skips_special), begin)
         writer.add(generation.take_scores())
         return writer.take()
@@ -183,7 +183,7 @@ class ChatFormat(_OpenAIFormat):
         if self._begins(generation):
             role = b'"role":"assistant",'
             if self._prompts is not None:
-                head += [b',"prompt_token_ids":', _encode(self._prompts[generation.index])]
+                head += [b',"prompt_token_ids":', _encode(self._prompts[0])]
         pieces = [*head, b',"choices":[{"index":%d,"delta":{' % generation.index, role, b'"content":', _encode(text)]
         pieces.append(b"}")
         if self._prompts is not None:
@@ -226,12 +226,13 @@ def _ending(generation: Generation, logprobs: dict[str, Any] | None) -> bytes:
 
 
 def usage(generations: Sequence[Generation]) -> dict[str, Any]:
-    """OpenAI's `usage` of completions and chats."""
-    prompt = sum(generation.num_prompt_tokens for generation in generations)
+    """OpenAI's `usage` of completions and chats. A prompt counts once, however many samples it has."""
+    firsts = {generation.prompt_index: generation for generation in reversed(generations)}.values()
+    prompt = sum(generation.num_prompt_tokens for generation in firsts)
     completion = sum(generation.num_tokens for generation in generations)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(generation.num_cached_tokens for generation in generations)},
+        "prompt_tokens_details": {"cached_tokens": sum(generation.num_cached_tokens for generation in firsts)},
     }

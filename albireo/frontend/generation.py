@@ -52,6 +52,7 @@ class Generation:
         "num_cached_tokens",
         "num_prompt_tokens",
         "num_tokens",
+        "prompt_index",
         "request_id",
         "scores",
         "shows_stop",
@@ -70,9 +71,12 @@ class Generation:
         shows_stop: bool = False,
         scores: TokenScores | None = None,
         min_tokens: int = 0,
+        prompt_index: int = 0,
     ) -> None:
         self.index = index
         """Number of the choice in the response."""
+        self.prompt_index = prompt_index
+        """Number of its prompt in the request; with `n` several generations have the same."""
         self.request_id = 0
         """The engine's number for it, from `EngineClient.submit`."""
         self.num_prompt_tokens = num_prompt_tokens

@@ -100,9 +100,13 @@ def num_logprobs(request: GenerationRequest, bounds: ModelBounds) -> tuple[int, 
     return scored, max(prompt, scored) if isinstance(request, CompletionRequest) and request.echo else prompt
 
 
-def check_num_scores(sampling: Sequence[SamplingParams], num_prompt_tokens: Sequence[int], streams: bool) -> None:
-    """Raises RequestError when the prompts' log-probabilities are too many for one response."""
+def check_num_scores(
+    sampling: Sequence[SamplingParams], num_prompt_tokens: Sequence[int], num_samples: int, streams: bool
+) -> None:
+    """Raises RequestError when the prompts' log-probabilities, repeated for each sample, are too many for one
+    response."""
     total = sum(n * (params.prompt_logprobs + 1) for params, n in zip(sampling, num_prompt_tokens, strict=True))
+    total *= num_samples
     most = limits.MAX_STREAMED_PROMPT_SCORES if streams else limits.MAX_PROMPT_SCORES
     if total > most:
         kind, advice = ("stream", "or do not stream") if streams else ("response", "with fewer likely tokens each")

@@ -1,7 +1,7 @@
 """What every route works with: the model's tokenizer and template, the engine link, and whether we take requests."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +22,11 @@ from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.output import Output
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.requests import GenerationRequest
+from albireo.frontend.samples import Sample, check_num_sequences, samples_of
 from albireo.frontend.sampling import ModelBounds, check_constrained, check_num_scores, sampling_params, stop_strings
 from albireo.frontend.stop_strings import StopStrings
-from albireo.frontend.token_scores import TokenScores
 from albireo.frontend.tokenizer import Tokenizer, load_tokenizer_config, special_tokens
-from albireo.messages import Grammar, SamplingParams
+from albireo.messages import Grammar
 
 T = TypeVar("T")
 
@@ -146,8 +146,8 @@ class Service:
         output: Output,
         grammar: Grammar | None = None,
     ) -> list[Generation]:
-        """One generation per prompt, handed to the engine; `grammar`: what each must match, where the request's own
-        fields do not say. Raises RequestError, and then none is."""
+        """The generations of each prompt, `n` or one, handed to the engine; `grammar`: what each must match,
+        where the request's own fields do not say. Raises RequestError, and then none is."""
         self.check_available()  # the prompt's preparation may have taken a while
         grammar = requested_grammar(request.response_format, request.structured_outputs) or grammar
         if grammar is not None:
@@ -157,35 +157,47 @@ class Service:
             sampling_params(request, len(prompt), default_max_tokens, self.bounds, bad_words, biases)
             for prompt in prompts
         ]
-        check_num_scores(params, [len(prompt) for prompt in prompts], bool(request.stream))
+        num_samples = request.n or 1
+        check_num_sequences(len(prompts), num_samples)
+        lengths = [len(prompt) for prompt in prompts]
+        check_num_scores(params, lengths, num_samples, bool(request.stream))
+        samples = samples_of(params, lengths, num_samples)
         stops = stop_strings(request)
         shows_stop = bool(request.include_stop_str_in_output)
         generations = [
             Generation(
                 index,
-                len(prompt),
+                len(prompts[sample.prompt_index]),
                 self.text.detokenizer(request.skip_special_tokens is not False),
                 StopStrings(stops, shows_stop) if stops else None,
                 output,
                 keeps_token_ids=bool(request.return_token_ids),
                 shows_stop=shows_stop,
-                scores=_scores(sampling, len(prompt)),
-                min_tokens=sampling.min_tokens,
+                scores=sample.scores,
+                min_tokens=sample.sampling.min_tokens,
+                prompt_index=sample.prompt_index,
             )
-            for index, (prompt, sampling) in enumerate(zip(prompts, params, strict=True))
+            for index, sample in enumerate(samples)
         ]
         try:
-            for generation, prompt, sampling in zip(generations, prompts, params, strict=True):
-                priority, salt = request.priority or 0, request.cache_salt or ""
-                self.engine.submit(generation, prompt, sampling, priority, salt, grammar)
+            self._hand_over(request, prompts, samples, generations, grammar)
         except RequestError:
             self.engine.abort(generations)
             raise
         return generations
 
-
-def _scores(sampling: SamplingParams, num_prompt_tokens: int) -> TokenScores | None:
-    """Room for the log-probabilities that the request asks for."""
-    if sampling.logprobs < 0 and sampling.prompt_logprobs < 0:
-        return None
-    return TokenScores(num_prompt_tokens, sampling.prompt_logprobs >= 0)
+    def _hand_over(
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[list[int]],
+        samples: Sequence[Sample],
+        generations: Sequence[Generation],
+        grammar: Grammar | None,
+    ) -> None:
+        priority, salt = request.priority or 0, request.cache_salt or ""
+        leader = None
+        for sample, generation in zip(samples, generations, strict=True):
+            if sample.leads:
+                leader = generation if len(samples) > len(prompts) else None
+            prompt = prompts[sample.prompt_index]
+            self.engine.submit(generation, prompt, sample.sampling, priority, salt, grammar, leader)

@@ -29,6 +29,8 @@ class Expected:
     aborted: bool = False
     scored: list[tuple[int, int]] = field(default_factory=list)
     """(position, token) of the logprobs that arrived."""
+    matched: list[int] = field(default_factory=list)
+    """What its grammar's matcher would have been told."""
 
 
 class Engine:
@@ -48,7 +50,8 @@ class Engine:
 
     def submit(
         self, prompt: list[int], max_tokens: int = 8, *, stop: tuple[int, ...] = (), ignore_eos: bool = False,
-        priority: int = 0, salt: str = "", **parameters: Any,
+        priority: int = 0, salt: str = "", has_grammar: bool = False, sample_group: int = 0,
+        frontend: int | None = None, **parameters: Any,
     ) -> Expected:  # fmt: skip
         """`parameters` of SamplingParams that the fake device does not obey, but what they ask for must arrive."""
         request_id = len(self.requests)
@@ -56,10 +59,11 @@ class Engine:
             max_tokens=max_tokens, seed=request_id, stop_token_ids=stop, ignore_eos=ignore_eos, **parameters
         )
         max_total = min(len(prompt) + max_tokens, self.config.max_model_len)
+        frontend = request_id % 2 if frontend is None else frontend
         request = Request(
-            frontend=request_id % 2, request_id=request_id, sampling=sampling, tokens=np.array(prompt, np.int32),
+            frontend=frontend, request_id=request_id, sampling=sampling, tokens=np.array(prompt, np.int32),
             max_total_tokens=max_total, priority=priority, cache_salt=salt,
-            arrival=request_id,
+            arrival=request_id, sample_group=sample_group, grammar_handle=has_grammar * (request_id + 1),
         )  # fmt: skip
         expected = Expected(request, *reference(prompt, request_id, max_total, () if ignore_eos else EOS, stop))
         self.requests[request_id] = expected
@@ -116,6 +120,8 @@ class Engine:
         if not self._executed:
             return False
         rows = self.scheduler.confirm(*self._executed.popleft())
+        for request, token in self.scheduler.take_constrained():
+            self.requests[request.request_id].matched.append(token)
         self._take_logprobs(rows.logprobs)
         columns = (rows.frontends, rows.request_ids, rows.tokens, rows.finish)
         for frontend, request_id, token, finish in zip(*(column.tolist() for column in columns), strict=True):
@@ -173,6 +179,7 @@ class Engine:
             else:
                 assert expected.received == expected.tokens
                 assert expected.finished is expected.finish
+                assert expected.matched == (expected.tokens[:-1] if expected.request.has_grammar else [])
                 self._check_logprobs(expected)
         assert self.scheduler.pool.num_used == 0
         assert self.scheduler.slots.num_running == 0

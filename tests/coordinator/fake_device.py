@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from albireo.config import SchedulerConfig
-from albireo.messages import Finish
+from albireo.messages import WAITED, Finish
 from albireo.shm import layout
 from albireo.shm.plan_ring import PlanSlot
 
@@ -57,6 +57,9 @@ class FakeDevice:
         self._alive = np.zeros(config.num_slots, np.bool_)
         self._last_token = np.zeros(config.num_slots, np.int32)
         self._num_tokens = np.zeros(config.num_slots, np.int32)
+        self.lateness = 0
+        """Of a constrained row's masks so many in four come too late for the step that wants them first."""
+        self.num_waited = 0
 
     def execute(self, plan: PlanSlot) -> tuple[np.ndarray, np.ndarray]:
         """One step's TOKEN_ROWs and LOGPROBs."""
@@ -76,11 +79,13 @@ class FakeDevice:
         for chunk in plan.chunks[: header["num_chunks"]]:
             slot, start, num_tokens, samples = (int(chunk[name]) for name in ("slot", "start", "num_tokens", "samples"))
             self._score(plan, chunk, offset)
-            cell = 0
+            cell, last = 0, -1
             for position in range(start, start + num_tokens):
-                cell = self._write(slot, position, int(plan.chunk_tokens[offset]))
+                last = int(plan.chunk_tokens[offset])
+                cell = self._write(slot, position, last)
                 offset += 1
             if samples:
+                self._last_token[slot], self._num_tokens[slot] = last, start + num_tokens
                 results.append(self._sample(slot, cell, start + num_tokens))
         rows = np.zeros(len(results), layout.TOKEN_ROW)
         for row, (slot, token, finish) in zip(rows, results, strict=True):
@@ -126,6 +131,9 @@ class FakeDevice:
 
     def _sample(self, slot: int, cell: int, position: int) -> tuple[int, int, int]:
         entry = self._admission[slot]
+        if entry["has_grammar"] and hash((slot, position, self.num_waited)) % 4 < self.lateness:
+            self.num_waited += 1
+            return slot, WAITED, Finish.NONE
         token = next_token(cell, int(entry["seed"]), position)
         num_eos, num_stop = int(entry["num_eos_ids"]), int(entry["num_stop_ids"])
         finish = Finish.NONE

@@ -93,6 +93,36 @@ def test_requests_that_arrive_together_share_the_blocks_of_their_common_prefix()
     engine.check_results()
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_samples_of_one_prompt_share_its_blocks_with_or_without_a_prefix_cache(caching: bool) -> None:
+    engine = Engine(config(max_num_batched_tokens=64, enable_prefix_caching=caching), num_blocks=100)
+    for _ in range(3):
+        engine.submit(list(range(18)), max_tokens=3, sample_group=7, frontend=0)
+    engine.submit(list(range(18)), max_tokens=3, sample_group=9, frontend=0)
+    engine.plan()
+    shared = 4
+    assert engine.scheduler.pool.num_used == (shared + 4 if caching else shared + 3 + shared + 1)
+    engine.check_integrity()
+    engine.abort(engine.requests[0])
+    engine.check_integrity()
+    engine.run()
+    engine.check_results()
+
+
+def test_a_row_whose_mask_is_late_is_planned_again_and_gives_the_same_tokens() -> None:
+    for run_ahead in (0, 2, 4):
+        engine = Engine(config(run_ahead=run_ahead, max_num_seqs=2), num_blocks=100)
+        engine.device.lateness = 2
+        for length in (1, 5, 9):
+            engine.submit(list(range(length)), max_tokens=12, has_grammar=True, ignore_eos=True)
+            engine.submit(list(range(length)), max_tokens=1, has_grammar=True)
+            engine.submit(list(range(length)), max_tokens=12)
+        engine.run()
+        assert engine.device.num_waited
+        engine.check_integrity()
+        engine.check_results()
+
+
 def test_a_prompt_that_is_cached_whole_still_computes_its_last_token() -> None:
     engine = Engine(config(), num_blocks=100)
     prompt = list(range(16))

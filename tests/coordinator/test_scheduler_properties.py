@@ -22,30 +22,43 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.integers(10, 24),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
+        lateness=st.integers(0, 3),
     )
     def start(
-        self, run_ahead: int, max_num_seqs: int, budget: int, num_blocks: int, caching: bool, policy: SchedulingPolicy
-    ) -> None:
+        self, run_ahead: int, max_num_seqs: int, budget: int, num_blocks: int, caching: bool, policy: SchedulingPolicy,
+        lateness: int,
+    ) -> None:  # fmt: skip
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_model_len=40, block_size=4,
             run_ahead=run_ahead, policy=policy, enable_prefix_caching=caching,
         )  # fmt: skip
         self.engine = Engine(config, num_blocks)
+        self.engine.device.lateness = lateness
 
     @rule(
         shared=st.integers(0, 20), own=st.lists(st.integers(0, 49), min_size=1, max_size=12),
         max_tokens=st.integers(1, 25), ignore_eos=st.booleans(), stop=st.sampled_from([(), (7,), (7, 9, 11)]),
         priority=st.integers(-2, 2), salt=st.sampled_from(["", "", "", "tenant"]),
         asks=st.sampled_from([{}, {}, {"logprobs": 2}, {"prompt_logprobs": 0}, {"logprobs": 0, "prompt_logprobs": 5}]),
+        has_grammar=st.booleans(), sample_group=st.sampled_from([0, 0, 1, 2]),
         special=st.sampled_from([{}, {}, {"presence_penalty": 1.0}, {"bad_words": ((1, 2), (3,))}, SPECIAL]),
     )  # fmt: skip
     def submit(
         self, shared: int, own: list[int], max_tokens: int, ignore_eos: bool, stop: tuple[int, ...], priority: int,
-        salt: str, asks: dict[str, Any], special: dict[str, Any],
+        salt: str, asks: dict[str, Any], special: dict[str, Any], has_grammar: bool, sample_group: int,
     ) -> None:  # fmt: skip
         prompt = [*range(shared), *own]
         self.engine.submit(
-            prompt, max_tokens, ignore_eos=ignore_eos, stop=stop, priority=priority, salt=salt, **asks, **special
+            prompt,
+            max_tokens,
+            ignore_eos=ignore_eos,
+            stop=stop,
+            priority=priority,
+            salt=salt,
+            has_grammar=has_grammar,
+            sample_group=sample_group,
+            **asks,
+            **special,
         )
 
     @rule(index=st.integers(0, 1000))

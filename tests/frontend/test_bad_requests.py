@@ -82,7 +82,7 @@ BOTH = [
     ({"top_k": -2}, "top_k", "at least -1"),
     ({"top_k": 2**31}, "top_k", "at most"),
     ({"min_p": 1.5}, "min_p", "at most 1"),
-    ({"n": 2}, "n", "at most 1"),
+    ({"n": 129}, "n", "at most 128"),
     ({"n": 0}, "n", "at least 1"),
     ({"seed": 2**63}, "seed", "at most"),
     ({"seed": 0.5}, "seed", "integer"),

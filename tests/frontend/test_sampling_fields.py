@@ -131,7 +131,7 @@ def test_a_chat_s_max_completion_tokens_is_its_max_tokens() -> None:
 @pytest.mark.parametrize(("streams", "most"), [(False, MAX_PROMPT_SCORES), (True, MAX_STREAMED_PROMPT_SCORES)])
 def test_prompt_logprobs_are_bounded_over_all_prompts_of_a_request(streams: bool, most: int) -> None:
     scored = params(prompt_logprobs=3)
-    check_num_scores([scored, scored], [most // 8, most // 8], streams)
-    check_num_scores([params()], [10 * most], streams)
+    check_num_scores([scored, scored], [most // 8, most // 8], 1, streams)
+    check_num_scores([params()], [10 * most], 1, streams)
     with pytest.raises(RequestError, match=f"are {most + 4}, and a {'stream' if streams else 'response'} holds"):
-        check_num_scores([scored, scored], [most // 8, most // 8 + 1], streams)
+        check_num_scores([scored, scored], [most // 8, most // 8 + 1], 1, streams)
