@@ -95,6 +95,18 @@ def test_a_row_samples_among_what_its_mask_allows(masks: WrittenMasks, device: t
         assert slots.sample(logits, [0, 1, 2, 3]) == expected
 
 
+@pytest.mark.parametrize("penalty", [1.0, 0.5])
+def test_no_bias_brings_back_what_a_mask_excludes(masks: WrittenMasks, device: torch.device, penalty: float) -> None:
+    slots = Slots(1, device, masks.shared)
+    biases = dict.fromkeys(range(0, VOCAB, 7), 100.0)
+    slots.admit({0: Adjustments(prompt=[0, 1, 7], logit_bias=biases, repetition_penalty=penalty)}, [0])
+    logits, mask = random_logits(np.random.default_rng(8), 1), np.arange(VOCAB) % 3 == 1
+    masks.publish(0, 1, 3, mask)
+    expected = adjust_row(masked(logits, {0: mask})[0], slots.requests[0])
+    assert same(slots.adjusted(logits, [0])[0], expected)
+    assert mask[greedy(expected)]
+
+
 def test_a_mask_of_another_position_or_owner_does_not_count(masks: WrittenMasks, device: torch.device) -> None:
     generator, mask = np.random.default_rng(2), np.ones(VOCAB, np.bool_)
     slots = Slots(NUM_SLOTS, device, masks.shared)
