@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pipeline_masks import PipelineMasks
 from thread_group import ThreadGroup
 
 from albireo.checkpoint import kv_bytes_per_block, read_checkpoint
@@ -19,7 +20,7 @@ from albireo.gpu_worker.collectives.interface import Alone
 from albireo.gpu_worker.cpu_device import CpuDevice
 from albireo.gpu_worker.stream_worker import StreamWorker
 from albireo.gpu_worker.worker import Worker
-from albireo.messages import Finish, SamplingParams
+from albireo.messages import WAITED, Finish, SamplingParams
 from albireo.shm import layout, segment
 from albireo.shm.flight import Unrecorded
 from albireo.shm.plan_ring import PlanRing
@@ -52,19 +53,25 @@ class Pipeline:
     def __init__(
         self, path: Path, config: SchedulerConfig, num_blocks: int, dtype: Dtype = "float32", eos: tuple[int, ...] = (),
         size: int = 1, sampling_mode: SamplingMode = "local", device: DeviceName = "cpu", enforce_eager: bool = False,
+        mask_lateness: int = 0,
     ) -> None:  # fmt: skip
-        """`device` cuda: a GPU if there is one, else its kernels in Triton's interpreter; no logits are kept there."""
+        """`device` cuda: a GPU if there is one, else its kernels in Triton's interpreter; no logits are kept there.
+        `mask_lateness`: as of `PipelineMasks`."""
         checkpoint = read_checkpoint(str(path))
         self.config = config
         self.scheduler = Scheduler(config, num_blocks, eos, b"key", size, sampling_mode)
         self.results: dict[int, Result] = {}
         self._arrived = 0
+        self.num_waits = 0
+        """Rows whose mask was not there."""
         self.num_beats = 0
         """Signs of life that all ranks have given."""
         self._vocab_size = checkpoint.model.vocab_size
         plan_ring, token_ring = PlanRing(config, size), TokenRing(config)
         plan_fd = segment.create("plan", plan_ring.geometry.size)
         token_fds = [segment.create("token", token_ring.geometry.size) for _ in range(size)]
+        self._masks = PipelineMasks(config.num_slots, self._vocab_size, mask_lateness)
+        self._num_planned = self._num_confirmed = 0
         plan_ring.initialise(plan_fd)
         for fd in token_fds:
             token_ring.initialise(fd)
@@ -79,7 +86,7 @@ class Pipeline:
         def start(rank: int) -> Worker | StreamWorker:
             worker_config = WorkerConfig(
                 name=f"worker-{rank}", run_dir="", log_level="info", scheduler=config,
-                segments=SegmentFds(plan_fd, tuple(token_fds), -1), rank=rank, num_workers=size,
+                segments=SegmentFds(plan_fd, tuple(token_fds), -1, grammar=self._masks.fd), rank=rank, num_workers=size,
                 sampling_mode=sampling_mode, collectives="shm", model=checkpoint.model,
                 model_path=checkpoint.path, device=device, dtype=dtype, kv_cache_bytes=num_blocks * block_bytes,
                 num_threads=torch.get_num_threads(), load_format="safetensors", seed=0,
@@ -98,7 +105,7 @@ class Pipeline:
             return Worker(cpu_device, *rest)
 
         self._workers = self._group.run(start) if self._group else [start(0)]
-        for fd in (plan_fd, *token_fds):
+        for fd in (plan_fd, *token_fds, self._masks.fd):
             os.close(fd)
 
     def _beat(self) -> None:
@@ -132,7 +139,8 @@ class Pipeline:
             for seed, position, row in zip(*self._sampled, logits, strict=True):
                 self.results[seed].logits[position] = row.clone()
 
-    def submit(self, prompt: list[int], sampling: SamplingParams) -> Result:
+    def submit(self, prompt: list[int], sampling: SamplingParams, has_grammar: bool = False) -> Result:
+        """`has_grammar`: its tokens follow `pipeline_masks.mask_of`."""
         result = self.results[sampling.seed] = Result(prompt)
         self._arrived += 1
         self.scheduler.submit(
@@ -144,6 +152,7 @@ class Pipeline:
                 priority=0,
                 cache_salt="",
                 arrival=self._arrived,
+                grammar_handle=self._arrived if has_grammar else 0,
                 max_total_tokens=min(len(prompt) + sampling.max_tokens, self.config.max_model_len),
             )
         )
@@ -157,6 +166,10 @@ class Pipeline:
                 if not scheduler.plan(self._plans.next_slot()):
                     break
                 self._plans.publish()
+                self._num_planned += 1
+                self._masks.planned(self._num_planned, scheduler.grammar_changes)
+                scheduler.grammar_changes = []
+                self._masks.publish(self._num_confirmed)
             self._step()
             self._confirm()
         assert scheduler.pool.num_used == 0
@@ -174,6 +187,9 @@ class Pipeline:
         for output in outputs[1:]:
             assert all(np.array_equal(*pair) for pair in zip(output, outputs[0], strict=True)), "ranks disagree"
         rows = self.scheduler.confirm(*outputs[0])
+        self.num_waits += int(np.count_nonzero(outputs[0][0]["token"] == WAITED))
+        self._num_confirmed += 1
+        self._masks.confirmed(self._num_confirmed, self.scheduler.take_constrained())
         for request_id, record in zip(rows.logprobs.request_ids.tolist(), rows.logprobs.records, strict=True):
             self.results[request_id].logprobs[int(record["position"])] = record
         columns = (rows.request_ids, rows.tokens, rows.finish)

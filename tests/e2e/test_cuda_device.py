@@ -25,13 +25,16 @@ SMALL = {"num_hidden_layers": 1}
 
 def few(path: Path, chosen: list[dict[str, Any]], max_tokens: int = 6, **settings: Any) -> Pipeline:
     """A short run of some requests."""
-    options = {name: settings.pop(name) for name in ("size", "sampling_mode", "device") if name in settings}
+    names = ("size", "sampling_mode", "device", "mask_lateness")
+    options = {name: settings.pop(name) for name in names if name in settings}
+    constrained = settings.pop("constrained", ())
     num_blocks = settings.pop("num_blocks", NUM_BLOCKS)
     scheduler = config(**({"max_num_seqs": 4, "max_num_batched_tokens": 48, "max_model_len": 64} | settings))
     pipeline = Pipeline(path, scheduler, num_blocks, eos=EOS, **options)
     for seed, parameters in enumerate(chosen, 1):
         prompt = [(seed * i * i + 11 * i) % 512 for i in range(1, 4 + 9 * seed)]
-        pipeline.submit(prompt, SamplingParams(max_tokens=max_tokens, seed=seed, **parameters))
+        sampling = SamplingParams(max_tokens=max_tokens, seed=seed, **parameters)
+        pipeline.submit(prompt, sampling, has_grammar=seed in constrained)
     pipeline.run()
     return pipeline
 
@@ -92,3 +95,18 @@ def test_two_ranks_give_the_tokens_of_one(make_checkpoint: Callable[..., Path], 
     chosen = REQUESTS[:4]
     two = few(path, chosen, device="cuda", size=2, sampling_mode=mode, max_model_len=96)
     assert_same(two, few(path, chosen, max_model_len=96))
+
+
+@slow_without_gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("run_ahead", [0, 2])
+def test_requests_under_grammars_whose_masks_are_late(make_checkpoint: Callable[..., Path], run_ahead: int) -> None:
+    """Beside others, with logprobs, penalties and filters; the CPU has every mask in time, or waits as well."""
+    path = make_checkpoint("qwen3", **SMALL)
+    chosen, constrained = [REQUESTS[0], REQUESTS[2], REQUESTS[5], REQUESTS[3]], {1, 2, 3}
+    cpu = few(path, chosen, constrained=constrained, run_ahead=0)
+    assert cpu.num_waits == 0
+    for device in ("cpu", "cuda"):
+        late = few(path, chosen, constrained=constrained, device=device, run_ahead=run_ahead, mask_lateness=2)
+        assert late.num_waits > 0
+        assert_same(late, cpu)
