@@ -123,6 +123,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     http.add_argument("--root-path", default="", help="path prefix behind a proxy")
     http.add_argument("--disable-uvicorn-access-log", action="store_true", help="no log line per request")
     http.add_argument("--disable-web-page", action="store_true", help="no page at /")
+    http.add_argument("--enable-auto-tool-choice", action="store_true",
+                      help="let the model call tools of itself (needs --tool-call-parser)")  # fmt: skip
+    http.add_argument("--tool-call-parser", choices=["hermes", "qwen", "llama3_json", "mistral"],
+                      help="how the model writes tool calls")  # fmt: skip
+    http.add_argument("--reasoning-parser", choices=["qwen3", "deepseek_r1"],
+                      help="how the model sets off what it thinks from what it answers")  # fmt: skip
     http.add_argument("--max-logprobs", type=in_range(0, MAX_LOGPROBS), default=MAX_LOGPROBS, metavar="N",
                       help="most logprobs per token that a request may ask for")  # fmt: skip
     http.add_argument("--shutdown-timeout", type=in_range(0, 86400), default=5, metavar="S",
@@ -153,8 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run_serve(args: argparse.Namespace) -> int:
     from albireo.config import environment_api_keys
     from albireo.engine_args import EngineArgs
+    from albireo.errors import StartupError
     from albireo.serve import DEMO_MODEL, ServeArgs, serve
 
+    if args.enable_auto_tool_choice and args.tool_call_parser is None:
+        raise StartupError("--enable-auto-tool-choice needs --tool-call-parser", exit_code=2)
     engine = EngineArgs(
         model=args.model_flag or args.model or str(DEMO_MODEL),
         tokenizer=args.tokenizer,
@@ -195,6 +204,9 @@ def run_serve(args: argparse.Namespace) -> int:
             use_generation_config=args.generation_config == "auto",
             log_level=args.log_level,
             web_page=not args.disable_web_page,
+            enable_auto_tool_choice=args.enable_auto_tool_choice,
+            tool_call_parser="hermes" if args.tool_call_parser == "qwen" else args.tool_call_parser,
+            reasoning_parser=args.reasoning_parser,
         )
     )
 

@@ -17,6 +17,8 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 SamplingMode = Literal["local", "sequence-parallel", "gathered"]
 """How t ranks sample (`gpu_worker.sampling.modes`)."""
 CollectivesKind = Literal["shm", "gloo", "nccl"]
+ToolCallParser = Literal["hermes", "llama3_json", "mistral"]
+ReasoningParser = Literal["qwen3", "deepseek_r1"]
 DeviceName = Literal["cpu", "cuda", "null"]
 """Where steps run; `null` runs no model (`gpu_worker.null_device`)."""
 
@@ -142,6 +144,9 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     max_logprobs: int
     shutdown_timeout_s: float
     version: str
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: ToolCallParser | None = None
+    reasoning_parser: ReasoningParser | None = None
     web_page: bool = True
     """Whether `/` is the web page."""
 

@@ -116,6 +116,12 @@ MAX_CHOICE_CHARS: Final = 1024
 MAX_DESCRIPTION_CHARS: Final = 4096
 """Longest description of a schema or a tool; it is read by no grammar, at most by a template."""
 
+MAX_TOOLS: Final = 128
+"""Most `tools` of a request, OpenAI's own bound; each is rendered by the template."""
+
+MAX_TOOL_CALLS: Final = 128
+"""Most `tool_calls` in one message of a conversation."""
+
 GRAMMAR_LEXER_FUEL: Final = 1_000_000
 GRAMMAR_STEP_FUEL: Final = 200_000
 GRAMMAR_STEP_ITEMS: Final = 50_000

@@ -92,6 +92,8 @@ class Grammar(Struct, frozen=True, forbid_unknown_fields=True):
     source: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)]
     field: str
     """The request's field that asked for it, for errors."""
+    after: str = ""
+    """Text of the output (`</think>`) behind which the grammar begins; until it has come, anything but an end may."""
 
 
 class CollectiveKind(IntEnum):
@@ -178,6 +180,7 @@ class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     handle: Uint64
     kind: str
     source: str
+    after: str = ""
 
 
 class Bind(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

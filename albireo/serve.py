@@ -8,7 +8,15 @@ from msgspec import Struct
 
 from albireo import __version__
 from albireo.checkpoint import GenerationDefaults
-from albireo.config import CoordinatorConfig, FrontendConfig, GrammarConfig, SegmentFds, WorkerConfig
+from albireo.config import (
+    CoordinatorConfig,
+    FrontendConfig,
+    GrammarConfig,
+    ReasoningParser,
+    SegmentFds,
+    ToolCallParser,
+    WorkerConfig,
+)
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.errors import StartupError
 from albireo.gpu_worker.launch_env import worker_environment
@@ -38,6 +46,9 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     use_generation_config: bool
     log_level: str
     web_page: bool = True
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: ToolCallParser | None = None
+    reasoning_parser: ReasoningParser | None = None
 
 
 def serve(args: ServeArgs) -> int:
@@ -199,6 +210,9 @@ def _frontend_spec(
         shutdown_timeout_s=args.shutdown_timeout_s,
         version=__version__,
         web_page=args.web_page,
+        enable_auto_tool_choice=args.enable_auto_tool_choice,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
     )
     # a frontend shows every process's counts and histograms
     fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())

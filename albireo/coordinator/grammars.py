@@ -125,7 +125,7 @@ class GrammarLink:
         request.grammar_handle = handle = self._next_handle
         self._next_handle += 1
         self._compiling[handle] = (request, grammar.field)
-        self._send(Compile(handle, grammar.kind, grammar.source))
+        self._send(Compile(handle, grammar.kind, grammar.source, grammar.after))
 
     def receive(self) -> list[Compilation]:
         news: list[Compilation] = []

@@ -1,5 +1,7 @@
 """`POST /v1/chat/completions`."""
 
+from collections.abc import Sequence
+
 import msgspec
 from starlette.types import Receive, Scope, Send
 
@@ -7,6 +9,8 @@ from albireo.frontend.body import read_json_body
 from albireo.frontend.chat_runner import ChatRunner
 from albireo.frontend.decode import decode_request
 from albireo.frontend.formats import ChatFormat
+from albireo.frontend.message_parsing import MessageParsing
+from albireo.frontend.parsed_chat_format import ParsedChatFormat
 from albireo.frontend.requests import ChatRequest
 from albireo.frontend.service import Service
 
@@ -20,12 +24,19 @@ class ChatCompletions:
         self._decoder = msgspec.json.Decoder(ChatRequest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
         request = decode_request(await read_json_body(scope, receive), self._decoder)
         await self._runner.run(
             scope,
             receive,
             send,
             request,
-            lambda prompts: ChatFormat(request, service.model_name, prompts, service.text.detokenizer),
+            lambda prompts, parsing: self._format(request, prompts, parsing),
         )
+
+    def _format(
+        self, request: ChatRequest, prompts: Sequence[Sequence[int]], parsing: MessageParsing | None
+    ) -> ChatFormat:
+        model, texts = self._service.model_name, self._service.text.detokenizer
+        if parsing is None:
+            return ChatFormat(request, model, prompts, texts)
+        return ParsedChatFormat(request, model, prompts, texts, parsing)

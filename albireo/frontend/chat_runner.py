@@ -10,13 +10,14 @@ from albireo.errors import RequestError
 from albireo.frontend.chat_prompt import ChatPrompt
 from albireo.frontend.deadline import Deadline
 from albireo.frontend.formats import Format
+from albireo.frontend.message_parsing import MessageParsing, message_parsing
 from albireo.frontend.requests import ChatRequest
 from albireo.frontend.respond import respond
 from albireo.frontend.sampling import check_prompt_length
 from albireo.frontend.service import Service
 
-MakeFormat = Callable[[Sequence[Sequence[int]]], Format]
-"""Given the prompts' token ids, of which a chat has one."""
+MakeFormat = Callable[[Sequence[Sequence[int]], MessageParsing | None], Format]
+"""Given the prompts' token ids, of which a chat has one, and how to read the output; None: it is text."""
 
 
 class ChatRunner:
@@ -32,7 +33,8 @@ class ChatRunner:
         nothing has been sent."""
         service = self._service
         service.check_request(request)
-        prompt = await self.encode(request)
+        prompt, prompt_end = await self.encode(request)
+        parsing = message_parsing(request, service.config, prompt_end)
         check_prompt_length(len(prompt), service.bounds, "messages")
         bad_words = await service.bad_words(request)
         await respond(
@@ -40,13 +42,14 @@ class ChatRunner:
             receive,
             send,
             service.engine,
-            lambda output: service.submit(request, [prompt], None, bad_words, output),
-            make_format([prompt]),
+            lambda output: service.submit(request, [prompt], None, bad_words, output, parsing),
+            make_format([prompt], parsing),
             streams=bool(request.stream),
         )
 
-    async def encode(self, request: ChatRequest) -> list[int]:
-        """The prompt's token ids. On a thread: a template's time depends on what the client sends."""
+    async def encode(self, request: ChatRequest) -> tuple[list[int], str]:
+        """The prompt's token ids, and the end of its text. On a thread: a template's time depends on what the client
+        sends."""
         template = self._service.text.template
         if template is None:
             raise RequestError("this model has no chat template: use /v1/completions", field="messages")
@@ -54,6 +57,7 @@ class ChatRunner:
         deadline = Deadline(loop, limits.TEMPLATE_TIMEOUT_S)
         chat = ChatPrompt(request, template, self._service.text.tokenizer)
         try:
-            return await loop.run_in_executor(self._service.threads, chat.encode, deadline)
+            ids = await loop.run_in_executor(self._service.threads, chat.encode, deadline)
+            return ids, chat.end
         finally:
             deadline.cancel()

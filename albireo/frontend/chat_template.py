@@ -47,7 +47,11 @@ class ChatTemplate:
         self.knows_developer = "developer" in source
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt's text. Raises RequestError when the template refuses the messages or cannot render them."""
         try:
@@ -56,7 +60,7 @@ class ChatTemplate:
                     **self._special_tokens,
                     **variables,
                     "messages": messages,
-                    "tools": None,
+                    "tools": tools,
                     "documents": None,
                     "add_generation_prompt": add_generation_prompt,
                 }

@@ -21,12 +21,14 @@ import re
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tokenizers
 
 from albireo.errors import StartupError
 
+NOTHING_SHOWN: frozenset[str] = frozenset()
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -127,12 +129,22 @@ class DetokenizerFactory:
         self._type: type[Detokenizer] = ByteLevelDetokenizer if kind == "ByteLevel" else ByteFallbackDetokenizer
         decode = _byte_level_decoder() if kind == "ByteLevel" else _sentencepiece_text
         added = backend.get_added_tokens_decoder()
-        special = frozenset(id_ for id_, token in added.items() if token.special)
-        self._all = TokenTexts(backend, decode, frozenset())
-        self._visible = TokenTexts(backend, decode, special)
+        self._special = {token.content: id_ for id_, token in added.items() if token.special}
+        self._make_texts = partial(TokenTexts, backend, decode)
+        self._all = self._make_texts(frozenset())
+        self._visible: dict[frozenset[str], TokenTexts] = {}
+        """By the special tokens that are shown."""
 
-    def __call__(self, skip_special_tokens: bool) -> Detokenizer:
-        return self._type(self._visible if skip_special_tokens else self._all)
+    def __call__(self, skip_special_tokens: bool, shown: frozenset[str] = NOTHING_SHOWN) -> Detokenizer:
+        """`shown`: special tokens that are text all the same."""
+        return self._type(self._texts_with(shown) if skip_special_tokens else self._all)
+
+    def _texts_with(self, shown: frozenset[str]) -> TokenTexts:
+        texts = self._visible.get(shown)
+        if texts is None:
+            skipped = frozenset(id_ for content, id_ in self._special.items() if content not in shown)
+            texts = self._visible[shown] = self._make_texts(skipped)
+        return texts
 
     def piece(self, token_id: int) -> str | bytes:
         """One token by itself, special or not: its text, or its bytes where these are no text yet."""

@@ -25,7 +25,7 @@ class Format(Protocol):
     """How one request's output is written."""
 
     def chunk(self, generation: Generation) -> bytes:
-        """One server-sent event with the text that the generation has for the client, and its end if it has ended."""
+        """What the generation has for the client as server-sent events, and its end if it has ended; may be empty."""
 
     def end(self, generations: Sequence[Generation]) -> bytes:
         """A stream's last events, when every generation has ended."""

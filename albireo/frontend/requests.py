@@ -14,6 +14,7 @@ from msgspec import Meta, Raw, Struct
 from albireo import limits
 from albireo.errors import RequestError
 from albireo.frontend.grammar_fields import ResponseFormat, StructuredOutputs
+from albireo.frontend.tool_fields import CallId, MessageToolCall, Tool, ToolChoice
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING_CHARS)]
@@ -145,14 +146,16 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     role: str
     content: str | list[TextPart] | None = None
     name: Annotated[str, Meta(max_length=limits.MAX_NAME_CHARS)] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The same under its older name: what an assistant thought, which few templates show."""
+    tool_call_id: CallId | None = None
+    """Of a `tool` message: which call it answers."""
+    tool_calls: Annotated[list[MessageToolCall], Meta(max_length=limits.MAX_TOOL_CALLS)] | None = None
     annotations: Annotated[Raw, unsupported([])] = _NOT_GIVEN
     audio: Annotated[Raw, unsupported()] = _NOT_GIVEN
     function_call: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    reasoning: Annotated[Raw, unsupported("")] = _NOT_GIVEN
-    reasoning_content: Annotated[Raw, unsupported("")] = _NOT_GIVEN
     refusal: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    tool_call_id: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    tool_calls: Annotated[Raw, unsupported([])] = _NOT_GIVEN
 
 
 class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +171,11 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
 
     store: bool | None = None
     metadata: Annotated[dict[str, UserString], Meta(max_length=limits.MAX_METADATA)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=limits.MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=limits.MAX_NAME_CHARS)] | None = None
+    """For templates that know it."""
     safety_identifier: UserString | None = None
     prompt_cache_key: UserString | None = None
     service_tier: UserString | None = None
@@ -182,8 +189,5 @@ class ChatRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
     functions: Annotated[Raw, unsupported([])] = _NOT_GIVEN
     modalities: Annotated[Raw, unsupported(["text"])] = _NOT_GIVEN
     prediction: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    reasoning_effort: Annotated[Raw, unsupported()] = _NOT_GIVEN
-    tool_choice: Annotated[Raw, unsupported("none", "auto")] = _NOT_GIVEN
-    tools: Annotated[Raw, unsupported([])] = _NOT_GIVEN
     verbosity: Annotated[Raw, unsupported()] = _NOT_GIVEN
     web_search_options: Annotated[Raw, unsupported()] = _NOT_GIVEN

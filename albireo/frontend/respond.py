@@ -87,7 +87,8 @@ def _chunk_writer(direct: PieceWriter, format_: Format) -> Writer:
     def write_chunks(generations: Iterable[Generation]) -> bool:
         if not direct.takes_more:
             return False
-        direct.write(b"".join(map(format_.chunk, generations)))
+        if body := b"".join(map(format_.chunk, generations)):  # an empty piece would end the response
+            direct.write(body)
         return True
 
     return write_chunks

@@ -14,11 +14,12 @@ from albireo.config import FrontendConfig
 from albireo.errors import NotFoundError, RequestError, UnavailableError
 from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.chat_template import ChatTemplate, find_template
-from albireo.frontend.detokenizer import DetokenizerFactory
+from albireo.frontend.detokenizer import NOTHING_SHOWN, DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
 from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.logit_bias import logit_bias
+from albireo.frontend.message_parsing import MessageParsing
 from albireo.frontend.output import Output
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.requests import GenerationRequest
@@ -144,12 +145,13 @@ class Service:
         default_max_tokens: int | None,
         bad_words: tuple[tuple[int, ...], ...],
         output: Output,
-        grammar: Grammar | None = None,
+        parsing: MessageParsing | None = None,
     ) -> list[Generation]:
-        """The generations of each prompt, `n` or one, handed to the engine; `grammar`: what each must match,
-        where the request's own fields do not say. Raises RequestError, and then none is."""
+        """The generations of each prompt, `n` or one, handed to the engine; `parsing`: how they will be read. Raises
+        RequestError, and then none is."""
         self.check_available()  # the prompt's preparation may have taken a while
-        grammar = requested_grammar(request.response_format, request.structured_outputs) or grammar
+        grammar = None if parsing is None else parsing.grammar
+        grammar = grammar or requested_grammar(request.response_format, request.structured_outputs)
         if grammar is not None:
             check_constrained(request, grammar.field)
         biases = logit_bias(request.logit_bias or {}, self.bounds.vocab_size)
@@ -163,12 +165,13 @@ class Service:
         check_num_scores(params, lengths, num_samples, bool(request.stream))
         samples = samples_of(params, lengths, num_samples)
         stops = stop_strings(request)
+        shown = NOTHING_SHOWN if parsing is None else parsing.shown
         shows_stop = bool(request.include_stop_str_in_output)
         generations = [
             Generation(
                 index,
                 len(prompts[sample.prompt_index]),
-                self.text.detokenizer(request.skip_special_tokens is not False),
+                self.text.detokenizer(request.skip_special_tokens is not False, shown),
                 StopStrings(stops, shows_stop) if stops else None,
                 output,
                 keeps_token_ids=bool(request.return_token_ids),

@@ -46,7 +46,8 @@ def run(config: GrammarConfig) -> None:
     table.tags[:] = 0
     num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     pool = CompilePool(compiler, time.monotonic_ns, num_threads)
-    grammarian = Grammarian(coordinator, pool, Matchers(table, num_threads), recorder, time.monotonic_ns)
+    matchers = Matchers(table, compiler.tokenizer, num_threads)
+    grammarian = Grammarian(coordinator, pool, matchers, recorder, time.monotonic_ns)
     child.settle()
     coordinator.send(encode(GrammarUp(os.getpid(), None)))
     poller = zmq.Poller()

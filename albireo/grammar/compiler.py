@@ -36,7 +36,7 @@ class Compiler:
         if not eos_token_ids:
             raise GrammarError("the model has no end-of-sequence token")
         try:
-            self._tokenizer = llguidance.LLTokenizer(
+            self.tokenizer = llguidance.LLTokenizer(
                 str(Path(tokenizer_path) / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(eos_token_ids)
             )
         except Exception as error:  # the library raises ValueError, and whatever the tokenizer's loader does
@@ -53,7 +53,7 @@ class Compiler:
     def compile(self, kind: str, source: str) -> llguidance.LLMatcher:
         """A matcher at the beginning of the output. Raises GrammarError."""
         try:
-            matcher = llguidance.LLMatcher(self._tokenizer, _grammar(kind, source), log_level=0, limits=self._limits)
+            matcher = llguidance.LLMatcher(self.tokenizer, _grammar(kind, source), log_level=0, limits=self._limits)
         except ValueError as error:
             raise GrammarError(one_line(str(error))) from error
         if matcher.is_error():

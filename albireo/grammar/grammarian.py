@@ -51,23 +51,23 @@ class Grammarian:
         self._clock_ns = clock_ns
         self._decoder = grammar_decoder()
         self._compiled = CompiledGrammars()
-        self._awaited: defaultdict[Job, dict[int, int]] = defaultdict(dict)
-        """Who waits for a job: handles, and when each came."""
+        self._awaited: defaultdict[Job, dict[int, tuple[Compile, int]]] = defaultdict(dict)
+        """Who waits for a job, by handle, and when each came."""
 
     def step(self) -> None:
         """Takes what has arrived and what has been compiled. Never blocks. Raises StuckError."""
-        while (message := self._receive()) is not None:
-            self._handle(message)
+        while (heard := self._receive()) is not None:
+            self._handle(heard)
         for done in self._pool.collect():
             waiting = self._awaited.pop(done.job, {})
             if done.matcher is not None:
                 self._compiled.put(done.job.kind, done.job.source, done.matcher)
-            for handle, begin_ns in waiting.items():
+            for handle, (message, begin_ns) in waiting.items():
                 self._recorder.record(Part.COMPILE, 0, begin_ns, self._clock_ns(), 1)
                 if done.matcher is None:
                     self._send(Refused(handle, done.problem))
                 else:
-                    self._matchers.add(handle, done.matcher.deep_copy())
+                    self._matchers.add(handle, done.matcher.deep_copy(), message.after)
                     self._send(Compiled(handle))
 
     def _receive(self) -> ToGrammar | None:
@@ -98,11 +98,11 @@ class Grammarian:
     def _compile(self, message: Compile) -> None:
         matcher = self._compiled.get(message.kind, message.source)
         if matcher is not None:
-            self._matchers.add(message.handle, matcher)
+            self._matchers.add(message.handle, matcher, message.after)
             self._send(Compiled(message.handle))
             return
         job = Job(message.kind, message.source)
-        self._awaited[job][message.handle] = self._clock_ns()
+        self._awaited[job][message.handle] = (message, self._clock_ns())
         self._pool.submit(job)
 
     def _advance(self, message: Advance) -> None:

@@ -4,16 +4,39 @@ from collections.abc import Iterable, Sequence
 
 import llguidance
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from albireo.grammar.compiler import one_line
 from albireo.shm.grammar_masks import MaskTable, mask_tag
 
 
+class Awaits:
+    """Looks for a text in the output: a token of its own, or spelled out by several."""
+
+    def __init__(self, text: str, tokenizer: llguidance.LLTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = text.encode()
+        ids = tokenizer.tokenize_str(text, parse_special=True)
+        self._token = ids[0] if len(ids) == 1 else -1
+        self._tail = b""
+
+    def has_come(self, token: int) -> bool:
+        """The output goes on with `token`."""
+        if token == self._token:
+            return True
+        self._tail += self._tokenizer.decode_bytes([token])
+        found = self._text in self._tail
+        self._tail = self._tail[-len(self._text) :]
+        return found
+
+
 class Bound(Struct):
     """A request's grammar in mid-output."""
 
     matcher: llguidance.LLMatcher
+    awaits: Awaits | None = None
+    """What must have come before it begins."""
     slot: int = -1
     """-1: it has none."""
     generation: int = 0
@@ -24,18 +47,24 @@ class Bound(Struct):
 class Matchers:
     """By handle. The masks that it writes are those of `shm.grammar_masks`, whose only writer it is."""
 
-    def __init__(self, table: MaskTable, num_threads: int) -> None:
+    def __init__(self, table: MaskTable, tokenizer: llguidance.LLTokenizer, num_threads: int) -> None:
         self._table = table
+        self._tokenizer = tokenizer
         self._bound: dict[int, Bound] = {}
         num_slots, num_words = table.masks.shape
         self._scratch = np.zeros((num_slots, num_words), np.int32)
         self._executor = llguidance.LLExecutor(num_threads)
+        self._anything = np.full(num_words, -1, np.int32)
+        """But the end: the mask of an output whose grammar has not begun."""
+        for token in tokenizer.eos_tokens:
+            self._anything.view(np.uint32)[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
 
     def __len__(self) -> int:
         return len(self._bound)
 
-    def add(self, handle: int, matcher: llguidance.LLMatcher) -> None:
-        self._bound[handle] = Bound(matcher)
+    def add(self, handle: int, matcher: llguidance.LLMatcher, after: str) -> None:
+        """`after`: as of `messages.Grammar`."""
+        self._bound[handle] = Bound(matcher, Awaits(after, self._tokenizer) if after else None)
 
     def forget(self, handles: Iterable[int]) -> None:
         for handle in handles:
@@ -61,8 +90,12 @@ class Matchers:
             bound = self._bound.get(handle)
             if bound is None:
                 continue
-            if bound.matcher.consume_token(token):
-                bound.position += 1
+            bound.position += 1
+            if bound.awaits is not None:
+                if bound.awaits.has_come(token):
+                    bound.awaits = None
+                moved.append(handle)
+            elif bound.matcher.consume_token(token):
                 moved.append(handle)
             else:
                 broken[handle] = one_line(bound.matcher.get_error())
@@ -73,6 +106,10 @@ class Matchers:
         lines: they go by way of the scratch."""
         bound = [self._bound[handle] for handle in handles]
         placed = [(handle, each) for handle, each in zip(handles, bound, strict=True) if each.slot >= 0]
+        for _, each in placed:
+            if each.awaits is not None:
+                self._publish(each, self._anything)
+        placed = [(handle, each) for handle, each in placed if each.awaits is None]
         if not placed:
             return {}
         scratch = self._scratch
@@ -86,7 +123,10 @@ class Matchers:
             if each.matcher.get_error() or not scratch[row].any():
                 broken[handle] = one_line(each.matcher.get_error() or "no token can follow")
                 continue
-            self._table.clear(each.slot)
-            self._table.masks[each.slot] = scratch[row]
-            self._table.publish(each.slot, mask_tag(each.generation, each.position))
+            self._publish(each, scratch[row])
         return broken
+
+    def _publish(self, bound: Bound, mask: npt.NDArray[np.int32]) -> None:
+        self._table.clear(bound.slot)
+        self._table.masks[bound.slot] = mask
+        self._table.publish(bound.slot, mask_tag(bound.generation, bound.position))

@@ -1,0 +1,79 @@
+"""How a chat's output is to be read: which parsers, what they must see, and what the output has to match."""
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from albireo.config import FrontendConfig
+from albireo.errors import RequestError
+from albireo.frontend.grammar_fields import requested_grammar
+from albireo.frontend.message_parts import MessageParser
+from albireo.frontend.output_parsers import hermes, llama_json, mistral, reasoning
+from albireo.frontend.output_parsers.json_list import JsonListParser
+from albireo.frontend.output_parsers.named_call import NamedCallParser
+from albireo.frontend.requests import ChatRequest
+from albireo.frontend.tool_fields import ToolUse, calls_grammar, tool_use
+from albireo.messages import Grammar
+
+MakeParser = Callable[[], MessageParser]
+
+_TOOL_PARSERS: dict[str, tuple[MakeParser, tuple[str, ...]]] = {
+    "hermes": (hermes.HermesParser, (hermes.BEGIN, hermes.END)),
+    "llama3_json": (llama_json.LlamaJsonParser, (llama_json.PYTHON_TAG,)),
+    "mistral": (mistral.MistralParser, (mistral.BEGIN, mistral.ARGS)),
+}
+"""By --tool-call-parser; `qwen` writes as Hermes does. And the markers, which may be special tokens."""
+
+
+class MessageParsing(Struct, frozen=True):
+    """One request's."""
+
+    make: MakeParser
+    """A parser for each of its sequences."""
+    shown: frozenset[str] = frozenset()
+    """Special tokens that the parser must see, and no client."""
+    grammar: Grammar | None = None
+    ends_with_calls: bool = True
+    """A message with calls has the finish reason `tool_calls`; a named call's is `stop`, as at OpenAI."""
+
+
+def message_parsing(request: ChatRequest, config: FrontendConfig, prompt_end: str) -> MessageParsing | None:
+    """None where the output is plain text, and nothing constrains it but what the request's own fields say.
+
+    `prompt_end`: the end of the rendered prompt, which tells whether the reasoning has begun. Raises RequestError."""
+    use = tool_use(request.tools, request.tool_choice, request.parallel_tool_calls)
+    make, shown, grammar = _tool_parser(request, use, config)
+    ends_with_calls = use is None or use.choice != "named"
+    if config.reasoning_parser is None or prompt_end.rstrip().endswith(reasoning.END):
+        return None if make is None else MessageParsing(make, shown, grammar, ends_with_calls)
+    inner = make or reasoning.PlainText
+    inside = config.reasoning_parser == "deepseek_r1" or prompt_end.rstrip().endswith(reasoning.BEGIN)
+    grammar = grammar or requested_grammar(request.response_format, request.structured_outputs)
+    if grammar is not None:
+        grammar = msgspec.structs.replace(grammar, after=reasoning.END)
+    shown |= {reasoning.BEGIN, reasoning.END}
+    return MessageParsing(lambda: reasoning.ReasoningParser(inner(), inside), shown, grammar, ends_with_calls)
+
+
+def _tool_parser(
+    request: ChatRequest, use: ToolUse | None, config: FrontendConfig
+) -> tuple[MakeParser | None, frozenset[str], Grammar | None]:
+    if use is None or use.choice == "none":
+        return None, frozenset(), None
+    if use.choice == "auto":
+        if not config.enable_auto_tool_choice or config.tool_call_parser is None:
+            field = "tool_choice"
+            raise RequestError(
+                f"{field}: auto needs a server started with --enable-auto-tool-choice and --tool-call-parser; "
+                "required, or a named function, does not",
+                field=field,
+            )
+        make, markers = _TOOL_PARSERS[config.tool_call_parser]
+        return make, frozenset(markers), None
+    if requested_grammar(request.response_format, request.structured_outputs) is not None:
+        raise RequestError("tool_choice demands a call, and another field constrains the output too", "tool_choice")
+    if use.choice == "required":
+        return JsonListParser, frozenset(), calls_grammar(use)
+    name = use.name or ""
+    return (lambda: NamedCallParser(name)), frozenset(), calls_grammar(use)
