@@ -98,7 +98,9 @@ class Coordinator:
         self._confirm()
         self._plan()
         self._answer()
-        self._telemetry.publish(self._clock_ns(), self._scheduler, self._plans.next_step - 1, self._num_confirmed)
+        num_planned = self._plans.next_step - 1
+        depth = self._run_ahead.depth
+        self._telemetry.publish(self._clock_ns(), self._scheduler, num_planned, self._num_confirmed, depth)
 
     # -- receive ------------------------------------------------------------------------------------------------
 
@@ -269,10 +271,12 @@ class Coordinator:
             plan = self._plans.next_slot()
             if not self._scheduler.plan(plan):
                 break
-            self._recorder.num_rows = int(plan.header["num_rows"][0])
+            self._recorder.num_rows = num_rows = int(plan.header["num_rows"][0])
+            num_chunk_tokens = int(plan.header["num_chunk_tokens"][0])
             self._recorder.mark(Part.SCHEDULE)
             self._plans.publish()
             self._recorder.mark(Part.WRITE_PLAN)
+            self._telemetry.observe_plan(num_rows + num_chunk_tokens)
             if changes := self._scheduler.grammar_changes:
                 self._grammars.planned(self._plans.next_step - 1, changes)
                 changes.clear()

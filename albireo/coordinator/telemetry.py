@@ -1,11 +1,13 @@
 """The engine's counters, as the coordinator writes them into shared memory for whoever asks."""
 
+from bisect import bisect_left
 from typing import Any
 
 import numpy.typing as npt
 
 from albireo.coordinator.scheduler import Scheduler
 from albireo.shm.flight import Part, Recorder
+from albireo.shm.stats import ITERATION_TOKENS
 
 
 class Telemetry:
@@ -13,10 +15,17 @@ class Telemetry:
 
     def __init__(self, stats: npt.NDArray[Any], recorder: Recorder) -> None:
         self._stats = stats
+        self._iteration_tokens = stats["iteration_tokens"]["buckets"][0]
+        self._iteration_tokens_sum = stats["iteration_tokens"]["sum"]
         self._recorder = recorder
         self._device_ns = 0
         self._exposed_ns = 0
         self._last_end_ns = 0
+
+    def observe_plan(self, num_tokens: int) -> None:
+        """A published step: the tokens of its prompts' chunks and of its decode rows."""
+        self._iteration_tokens[bisect_left(ITERATION_TOKENS, num_tokens)] += 1
+        self._iteration_tokens_sum += num_tokens
 
     def observe_step(self, step: int, begin_ns: int, end_ns: int, has_work: bool) -> None:
         """A confirmed step's time on the device. `has_work`: whether anything is left to do behind it; the gap until
@@ -28,7 +37,9 @@ class Telemetry:
             self._recorder.record(Part.EXPOSED, step, self._last_end_ns, begin_ns)
         self._last_end_ns = end_ns if has_work else 0
 
-    def publish(self, now_ns: int, scheduler: Scheduler, num_planned: int, num_confirmed: int) -> None:
+    def publish(
+        self, now_ns: int, scheduler: Scheduler, num_planned: int, num_confirmed: int, run_ahead_depth: int
+    ) -> None:
         """Once a coordinator step: about twenty stores."""
         stats, counters, pool = self._stats, scheduler.counters, scheduler.pool
         if int(stats["num_confirmed_steps"][0]) != num_confirmed or not scheduler.has_work:
@@ -51,3 +62,4 @@ class Telemetry:
         stats["finished_abort"] = counters.finished_abort
         stats["step_device_ns"] = self._device_ns
         stats["step_exposed_ns"] = self._exposed_ns
+        stats["run_ahead_depth"] = run_ahead_depth

@@ -52,8 +52,9 @@ class Metrics:
     """ASGI endpoint: Prometheus text."""
 
     def __init__(self, service: Service) -> None:
+        config = service.config
         self._registry = CollectorRegistry()
-        self._registry.register(MetricsCollector(service.model_name, service.stats, service.metrics))
+        self._registry.register(MetricsCollector(service.model_name, config.scheduler, service.stats, service.metrics))
         self._registry.register(PartMetrics(service.model_name, service.config.segments.flight.values()))
         devices = EngineStats(service.config.segments.stats).devices
         self._registry.register(GpuMetrics(service.model_name, devices, service.clock_ns))

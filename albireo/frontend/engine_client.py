@@ -122,6 +122,8 @@ class EngineClient:
             self._on_end(message.request_id, RequestError(message.message, field=message.field or None))
         else:
             logger.error("request %d failed: %s", message.request_id, message.message)
+            if (generation := self._live.get(message.request_id)) is not None:
+                self._metrics.observe_end(generation, "error", self._clock_ns())
             self._on_end(message.request_id, InternalError(message.message))
 
     def _on_end(self, request_id: int, error: RequestError) -> None:
@@ -191,7 +193,9 @@ class EngineClient:
     def _fail(self, generation: Generation) -> None:
         """After an exception: our bug, and one request's; the others of this step go on."""
         logger.exception("request %d failed", generation.request_id)
-        self.abort([generation])
+        if self._live.pop(generation.request_id, None) is not None:
+            self._abort(generation.request_id)
+            self._metrics.observe_end(generation, "error", self._clock_ns())
         if not generation.ended:
             generation.fail(InternalError("internal error"))
 

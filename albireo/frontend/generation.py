@@ -29,6 +29,24 @@ class Listener(Protocol):
         """All outputs of a step have been told: now is the time to act on them."""
 
 
+class SampleGroup:
+    """The samples of one prompt: what is counted once per prompt is known when the last has ended."""
+
+    __slots__ = ("max_num_tokens", "num_left", "num_samples")
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.num_left = num_samples
+        self.max_num_tokens = 0
+        """Output tokens of the longest that has ended."""
+
+    def end(self, num_tokens: int) -> bool:
+        """One of them has ended with so many output tokens; True for the last."""
+        self.num_left -= 1
+        self.max_num_tokens = max(self.max_num_tokens, num_tokens)
+        return not self.num_left
+
+
 class Generation:
     """State of one sequence. Lives on the event loop; `EngineClient` feeds it, its listener takes from it.
 
@@ -45,10 +63,12 @@ class Generation:
         "error",
         "finish_reason",
         "first_token_ns",
+        "group",
         "index",
         "keeps_token_ids",
         "last_token_ns",
         "listener",
+        "max_tokens",
         "num_cached_tokens",
         "num_prompt_tokens",
         "num_tokens",
@@ -72,11 +92,17 @@ class Generation:
         scores: TokenScores | None = None,
         min_tokens: int = 0,
         prompt_index: int = 0,
+        max_tokens: int = 0,
+        group: SampleGroup | None = None,
     ) -> None:
         self.index = index
         """Number of the choice in the response."""
         self.prompt_index = prompt_index
         """Number of its prompt in the request; with `n` several generations have the same."""
+        self.max_tokens = max_tokens
+        """Most output tokens that it may have."""
+        self.group = group or SampleGroup(1)
+        """The samples of its prompt."""
         self.request_id = 0
         """The engine's number for it, from `EngineClient.submit`."""
         self.num_prompt_tokens = num_prompt_tokens

@@ -22,7 +22,19 @@ _PER_TOKEN_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 _REQUEST_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 480.0)
+_SAMPLES = (1, 2, 5, 10, 20)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
+
+def histogram_family(
+    name: str, documentation: str, labels: tuple[str, ...], counts: npt.NDArray[Any], bounds: tuple[float, ...]
+) -> Metric:
+    """The sum over `counts`, REQUEST_HISTOGRAM[n], as prometheus_client exports it: cumulative."""
+    totals = np.cumsum(counts["buckets"].sum(axis=0), dtype=np.float64).tolist()
+    ends = (*map(str, bounds), "+Inf")
+    family = HistogramMetricFamily(_PREFIX + name, documentation, labels=LABELS)
+    family.add_metric(labels, list(zip(ends, totals, strict=False)), float(counts["sum"].sum()))
+    return family
 
 
 class Histogram:
@@ -45,12 +57,8 @@ class Histogram:
         self._sum[0] += value * count
 
     def family(self, labels: tuple[str, ...]) -> Metric:
-        """Of all frontends, as prometheus_client exports it: cumulative counts."""
-        totals = np.cumsum(self._all["buckets"].sum(axis=0), dtype=np.float64).tolist()
-        bounds = (*map(str, self._bounds), "+Inf")
-        family = HistogramMetricFamily(_PREFIX + self._name, self._documentation, labels=LABELS)
-        family.add_metric(labels, list(zip(bounds, totals, strict=False)), float(self._all["sum"].sum()))
-        return family
+        """Of all frontends."""
+        return histogram_family(self._name, self._documentation, labels, self._all, self._bounds)
 
 
 class RequestMetrics:
@@ -92,6 +100,18 @@ class RequestMetrics:
         self.generation_tokens = histogram(
             "generation_tokens", "request_generation_tokens", "Output tokens of a request.", _TOKENS
         )
+        self.params_n = histogram("params_n", "request_params_n", "The parameter n of a request.", _SAMPLES)
+        self.params_max_tokens = histogram(
+            "params_max_tokens", "request_params_max_tokens", "Most output tokens that a request may have.", _TOKENS
+        )
+        self.max_num_generation_tokens = histogram(
+            "max_num_generation_tokens", "request_max_num_generation_tokens",
+            "Output tokens of the longest of a request's n samples.", _TOKENS,
+        )  # fmt: skip
+        self.prefill_kv_computed_tokens = histogram(
+            "prefill_kv_computed_tokens", "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that the prefix cache did not have.", _TOKENS,
+        )  # fmt: skip
 
     def observe_first_token(self, generation: Generation, now_ns: int) -> None:
         """The first token arrived from the engine."""
@@ -107,14 +127,19 @@ class RequestMetrics:
         self._own[f"finished_{finish_reason}"] += 1
         self.prompt_tokens.observe(generation.num_prompt_tokens)
         self.generation_tokens.observe(generation.num_tokens)
+        self.params_max_tokens.observe(generation.max_tokens)
+        if generation.group.end(generation.num_tokens):
+            self.params_n.observe(generation.group.num_samples)
+            self.max_num_generation_tokens.observe(generation.group.max_num_tokens)
         first_ns = generation.first_token_ns
-        if finish_reason == "abort" or not first_ns:
+        if finish_reason in ("abort", "error") or not first_ns:
             return
         self.e2e_latency.observe((now_ns - generation.submitted_ns) * 1e-9)
         self.decode_time.observe((now_ns - first_ns) * 1e-9)
         if generation.num_tokens > 1:
             self.time_per_output_token.observe((now_ns - first_ns) * 1e-9 / (generation.num_tokens - 1))
         if admitted_ns := generation.admitted_ns:
+            self.prefill_kv_computed_tokens.observe(generation.num_prompt_tokens - generation.num_cached_tokens)
             self.queue_time.observe((admitted_ns - generation.submitted_ns) * 1e-9)
             self.prefill_time.observe((first_ns - admitted_ns) * 1e-9)
             self.inference_time.observe((now_ns - admitted_ns) * 1e-9)
@@ -124,7 +149,7 @@ class RequestMetrics:
         success = CounterMetricFamily(
             _PREFIX + "request_success", "Requests that ended.", labels=(*LABELS, "finished_reason")
         )
-        for reason in ("stop", "length", "abort"):
+        for reason in ("stop", "length", "abort", "error"):
             success.add_metric((*labels, reason), float(self._counts[f"finished_{reason}"].sum()))
         yield success
         for value in vars(self).values():

@@ -16,7 +16,7 @@ from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import NOTHING_SHOWN, DetokenizerFactory
 from albireo.frontend.engine_client import EngineClient
-from albireo.frontend.generation import Generation
+from albireo.frontend.generation import Generation, SampleGroup
 from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.message_parsing import MessageParsing
@@ -167,6 +167,7 @@ class Service:
         stops = stop_strings(request)
         shown = NOTHING_SHOWN if parsing is None else parsing.shown
         shows_stop = bool(request.include_stop_str_in_output)
+        groups = [SampleGroup(num_samples) for _ in prompts]
         generations = [
             Generation(
                 index,
@@ -179,6 +180,8 @@ class Service:
                 scores=sample.scores,
                 min_tokens=sample.sampling.min_tokens,
                 prompt_index=sample.prompt_index,
+                max_tokens=sample.sampling.max_tokens,
+                group=groups[sample.prompt_index],
             )
             for index, sample in enumerate(samples)
         ]

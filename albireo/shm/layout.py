@@ -22,7 +22,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 7
+VERSION: Final = 8
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -182,6 +182,12 @@ LOGPROB: Final = record(
 temperature, penalties, bias and filters. `rank` is 1 for the most likely token. `num_top` most likely tokens stand
 beside it, by falling logit and rising id. Writer: the worker that owns the ring."""
 
+NUM_REQUEST_BUCKETS: Final = 23
+
+REQUEST_HISTOGRAM: Final = record(192, buckets=(("<u8", (NUM_REQUEST_BUCKETS,)), 0), sum=("<f8", 184))
+"""Observations per bucket, each by itself; a histogram of fewer buckets leaves the last ones 0. `sum`: of the observed
+values, in the metric's unit."""
+
 ENGINE_STATS: Final = record(
     512,
     # written by the coordinator, once a step
@@ -204,11 +210,15 @@ ENGINE_STATS: Final = record(
     step_device_ns=("<u8", 136),
     step_exposed_ns=("<u8", 144),
     num_blocks_cached=("<i8", 152),
+    run_ahead_depth=("<i8", 160),
+    iteration_tokens=(REQUEST_HISTOGRAM, 192),
 )
 """The engine's gauges and counters (since start). Writer: the coordinator. Readers: frontends, on /metrics and
 /health. Each field is read on its own; fields of one read may be a step apart. `progress_ns`: when a step was last
 confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
-between the end of a step and the begin of the next while there was one to run."""
+between the end of a step and the begin of the next while there was one to run. `run_ahead_depth`: how many steps past
+the last confirmed one may be planned now. `iteration_tokens`: of planned steps, prompt and decode tokens together,
+over `shm.stats.ITERATION_TOKENS`."""
 
 WORKER_HEARTBEAT: Final = record(
     CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), running_step=("<u8", 16), collective=("<u8", 24),
@@ -283,17 +293,13 @@ FLIGHT_RECORD: Final = record(
 it belongs to none. `rank`: the number in the process's name. Publish order: the record, a fence, `written`."""
 
 KIND_REQUESTS: Final = 6
-NUM_REQUEST_BUCKETS: Final = 23
-
-REQUEST_HISTOGRAM: Final = record(192, buckets=(("<u8", (NUM_REQUEST_BUCKETS,)), 0), sum=("<f8", 184))
-"""Observations per bucket, each by itself; a histogram of fewer buckets leaves the last ones 0. `sum`: of the observed
-values, in the metric's unit."""
 
 REQUEST_COUNTS: Final = record(
-    1984,
+    2752,
     finished_stop=("<u8", 0),
     finished_length=("<u8", 8),
     finished_abort=("<u8", 16),
+    finished_error=("<u8", 24),
     time_to_first_token=(REQUEST_HISTOGRAM, 64),
     inter_token_latency=(REQUEST_HISTOGRAM, 256),
     time_per_output_token=(REQUEST_HISTOGRAM, 448),
@@ -304,6 +310,10 @@ REQUEST_COUNTS: Final = record(
     inference_time=(REQUEST_HISTOGRAM, 1408),
     prompt_tokens=(REQUEST_HISTOGRAM, 1600),
     generation_tokens=(REQUEST_HISTOGRAM, 1792),
+    params_n=(REQUEST_HISTOGRAM, 1984),
+    params_max_tokens=(REQUEST_HISTOGRAM, 2176),
+    max_num_generation_tokens=(REQUEST_HISTOGRAM, 2368),
+    prefill_kv_computed_tokens=(REQUEST_HISTOGRAM, 2560),
 )
 """One per frontend, behind the header of the requests segment. Writer: that frontend. Readers: all frontends, on
 /metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their buckets, is in

@@ -1,11 +1,14 @@
 """The engine's counters, heartbeats and GPUs in shared memory: written in place, read by anyone at any time."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 
 from albireo.shm import layout
 from albireo.shm.segment import Segment
+
+ITERATION_TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper ends of the buckets of `iteration_tokens` in ENGINE_STATS."""
 
 
 def stats_bytes(num_workers: int) -> int:

@@ -252,6 +252,9 @@ def test_the_counters_tell_what_was_done(harness: Harness) -> None:
     assert stats["num_steps"] == stats["num_confirmed_steps"] >= 6
     assert stats["step_device_ns"] == 1000 * stats["num_confirmed_steps"]
     assert stats["num_blocks"] == NUM_BLOCKS
+    assert stats["iteration_tokens"]["buckets"].sum() == stats["num_steps"]
+    assert stats["iteration_tokens"]["sum"] == 36 - 3 * 8 + 4 * 5
+    assert stats["run_ahead_depth"] == SCHEDULER.run_ahead
 
 
 def test_the_flight_record_tells_a_step_from_request_to_answer(harness: Harness) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import zmq
 from fakes import logprob_records
@@ -86,8 +87,10 @@ class Notes(Unrecorded):
 class Engine:
     """A client, and the coordinator's end of its socket."""
 
-    def __init__(self, client: EngineClient, router: "zmq.Socket[bytes]") -> None:
+    def __init__(self, client: EngineClient, router: "zmq.Socket[bytes]", counts: npt.NDArray[Any]) -> None:
+        """`counts`: REQUEST_COUNTS[1]."""
         self.client = client
+        self.counts = counts
         self.router = router
         self.recorder = Notes()
         self.failures: list[Exception] = []
@@ -146,10 +149,9 @@ def play(run_dir: Path) -> Callable[[Callable[[Engine], Coroutine[Any, Any, None
             failures: list[Exception] = []
             loop = asyncio.get_running_loop()
             notes = Notes()
-            client = EngineClient(
-                loop, dealer, RequestMetrics(np.zeros(1, REQUEST_COUNTS), 0), notes, lambda: 1, failures.append
-            )
-            engine = Engine(client, router)
+            counts = np.zeros(1, REQUEST_COUNTS)
+            client = EngineClient(loop, dealer, RequestMetrics(counts, 0), notes, lambda: 1, failures.append)
+            engine = Engine(client, router, counts)
             engine.failures = failures
             engine.recorder = notes
             try:
@@ -247,6 +249,8 @@ def test_one_request_s_bug_ends_that_request_alone(play: Play) -> None:
         assert (fine.finish_reason, fine.take()[0]) == ("length", "a")
         assert await engine.heard() == [Abort([broken.request_id])]
         assert engine.failures == []
+        ends = {name: int(engine.counts[name][0]) for name in ("finished_error", "finished_abort", "finished_length")}
+        assert ends == {"finished_error": 1, "finished_abort": 0, "finished_length": 1}
 
     play(scene)
 
