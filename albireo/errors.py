@@ -99,6 +99,41 @@ class ErrorBody(Struct, frozen=True):
     error: ErrorDetail
 
 
+class AnthropicErrorDetail(Struct, frozen=True):
+    """Anthropic's error object."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(Struct, frozen=True, tag_field="type", tag="error"):
+    """Anthropic's error response."""
+
+    error: AnthropicErrorDetail
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+"""By status; others are `invalid_request_error`."""
+
+
+def anthropic_error_body(error: RequestError) -> AnthropicErrorBody:
+    type_ = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    return AnthropicErrorBody(AnthropicErrorDetail(type_, error.message))
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path's clients expect errors in Anthropic's shape."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
 def error_body(error: RequestError) -> ErrorBody:
     return ErrorBody(ErrorDetail(error.message, error.error_type, error.field, error.code))
 

@@ -6,6 +6,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo.frontend.access_log import AccessLogMiddleware
+from albireo.frontend.anthropic.endpoints import CountTokens, Messages
 from albireo.frontend.auth import OPEN_PATHS, ApiKeyMiddleware
 from albireo.frontend.chat import ChatCompletions
 from albireo.frontend.completions import Completions
@@ -18,6 +19,7 @@ from albireo.frontend.metrics import MetricsCollector
 from albireo.frontend.models import Models
 from albireo.frontend.page import page_routes
 from albireo.frontend.part_metrics import PartMetrics
+from albireo.frontend.responses.endpoint import Responses
 from albireo.frontend.service import Service
 from albireo.shm.stats import EngineStats
 
@@ -30,6 +32,9 @@ def build_app(service: Service) -> ASGIApp:
         [
             Route("/v1/completions", Completions(service), methods=["POST"]),
             Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/responses", Responses(service), methods=["POST"]),
+            Route("/v1/messages", Messages(service), methods=["POST"]),
+            Route("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
             Route("/v1/models", Models(service), methods=["GET"]),
             Route("/v1/models/{model_id:path}", Models(service), methods=["GET"]),
             Route("/health", health(service), methods=["GET"]),

@@ -16,7 +16,8 @@ OPEN_PATHS = frozenset({"/health", "/live", "/ready"})
 
 
 class ApiKeyMiddleware:
-    """Raises AuthenticationError for a request without a valid `Authorization: Bearer` header."""
+    """Raises AuthenticationError for a request without a valid `Authorization: Bearer` header, or `x-api-key`, which is
+    Anthropic's."""
 
     def __init__(self, app: ASGIApp, api_keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
         """`open_paths` need no key."""
@@ -31,13 +32,15 @@ class ApiKeyMiddleware:
         await self._app(scope, receive, send)
 
     def _is_authorised(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        headers = dict(scope["headers"])
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = headers.get(b"x-api-key", b"")
         digest = _digest(key.strip())
         matches = 0
         for known in self._digests:  # all of them, whichever matches
             matches += compare_digest(digest, known)
-        return scheme.lower() == b"bearer" and matches > 0
+        return matches > 0
 
 
 def _digest(key: bytes) -> bytes:

@@ -4,12 +4,14 @@ import re
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from albireo import limits
 from albireo.errors import RequestError
 from albireo.frontend.json_guard import check_structure
 from albireo.frontend.requests import GenerationRequest, refuse_unsupported
 
+B = TypeVar("B", bound=Struct)
 R = TypeVar("R", bound=GenerationRequest)
 
 _TYPES = {
@@ -27,22 +29,27 @@ _NOT_FINITE = re.compile(rb'"([^"\\]{1,64})"\s*:\s*\[?\s*-?(?:NaN|Infinity|inf|n
 
 def decode_request(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
     """Raises RequestError for everything that is wrong with the body by itself."""
-    try:
-        body.decode()  # msgspec checks the strings that it decodes, not those that it skips
-        check_structure(body)
-        request = decoder.decode(body)
-    except UnicodeDecodeError as error:
-        raise RequestError("the body is not valid UTF-8") from error
-    except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise _syntax_error(body, str(error)) from error
+    request = decode_body(body, decoder)
     refuse_unsupported(request)
     if request.stream_options is not None:
         if not request.stream:
             raise RequestError("stream_options is for streams: set stream to true", field="stream_options")
         refuse_unsupported(request.stream_options, "stream_options.")
     return request
+
+
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[B]) -> B:
+    """A JSON body as its type. Raises RequestError."""
+    try:
+        body.decode()  # msgspec checks the strings that it decodes, not those that it skips
+        check_structure(body)
+        return decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise RequestError("the body is not valid UTF-8") from error
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error)) from error
+    except msgspec.DecodeError as error:
+        raise _syntax_error(body, str(error)) from error
 
 
 def _syntax_error(body: bytes, text: str) -> RequestError:

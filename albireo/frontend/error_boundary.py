@@ -47,7 +47,7 @@ class ErrorBoundary:
             error = InternalError(f"internal error; the server's log has more under {number}")
         if started:
             raise error  # half a response: uvicorn closes the connection, so that the client sees it
-        await send_error(send, error, headers)
+        await send_error(send, error, scope["path"].removeprefix(scope.get("root_path", "")), headers)
 
 
 def _routing_error(error: HTTPException, scope: Scope) -> tuple[RequestError, Headers]:

@@ -1,10 +1,17 @@
-"""JSON over ASGI: answers and errors in OpenAI's shape."""
+"""JSON over ASGI: answers, and errors in the shape that the path's clients know."""
 
 import msgspec
 from starlette.types import Send
 
 from albireo import limits
-from albireo.errors import RequestError, TooManyRequestsError, UnavailableError, error_body
+from albireo.errors import (
+    RequestError,
+    TooManyRequestsError,
+    UnavailableError,
+    anthropic_error_body,
+    error_body,
+    is_anthropic,
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -16,7 +23,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: Headers | Non
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: RequestError, headers: Headers | None = None) -> None:
+async def send_error(send: Send, error: RequestError, path: str, headers: Headers | None = None) -> None:
     """A typed error with its status."""
     headers = headers or []
     if isinstance(error, UnavailableError | TooManyRequestsError):
@@ -26,4 +33,5 @@ async def send_error(send: Send, error: RequestError, headers: Headers | None = 
     elif error.status == 413:
         # the rest of the body is still on its way, and nobody will read it
         headers = [*headers, (b"connection", b"close")]
-    await send_json(send, error.status, msgspec.json.encode(error_body(error)), headers)
+    body = anthropic_error_body(error) if is_anthropic(path) else error_body(error)
+    await send_json(send, error.status, msgspec.json.encode(body), headers)

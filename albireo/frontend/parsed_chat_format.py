@@ -10,7 +10,6 @@ from albireo.frontend.formats import ChatFormat
 from albireo.frontend.generation import Generation
 from albireo.frontend.message_parsing import MessageParsing
 from albireo.frontend.message_parts import (
-    MessageParser,
     Part,
     ReasoningPart,
     TextPart,
@@ -18,42 +17,10 @@ from albireo.frontend.message_parts import (
     ToolCallBegin,
     whole_message,
 )
+from albireo.frontend.parsed_messages import ParsedMessages
 from albireo.frontend.requests import ChatRequest
 
 _encode = msgspec.json.Encoder().encode
-
-
-class ParsedMessages:
-    """The parsers of one response's sequences, and what they found."""
-
-    def __init__(self, parsing: MessageParsing) -> None:
-        self._parsing = parsing
-        self._parsers: dict[int, MessageParser] = {}
-        self._with_calls: set[int] = set()
-
-    def take(self, generation: Generation) -> tuple[list[Part], list[int]]:
-        """What is new of a sequence, and its token ids where they are kept."""
-        parser = self._parsers.get(generation.index)
-        if parser is None:
-            parser = self._parsers[generation.index] = self._parsing.make()
-        text, token_ids = generation.take()
-        parts = parser.feed(text)
-        if generation.ended:
-            parts += parser.end()
-        if any(type(part) is ToolCallBegin for part in parts):
-            self._with_calls.add(generation.index)
-        return parts, token_ids
-
-    def has_calls(self, generation: Generation) -> bool:
-        """So far."""
-        return generation.index in self._with_calls
-
-    def finish_reason(self, generation: Generation) -> str | None:
-        """`tool_calls` in place of `stop`, where the message has calls that the model chose to make."""
-        reason = generation.finish_reason
-        if reason == "stop" and self._parsing.ends_with_calls and self.has_calls(generation):
-            return "tool_calls"
-        return reason
 
 
 class ParsedChatFormat(ChatFormat):

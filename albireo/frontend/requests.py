@@ -50,7 +50,7 @@ def refuse_unsupported(request: Struct, path: str = "") -> None:
     """Raises RequestError for the first unsupported field that asks for something; `path` goes before its name."""
     for name, neutral in _unsupported_fields(type(request)).items():
         raw = getattr(request, name)
-        if raw is not _NOT_GIVEN and not _is_neutral(raw, neutral):
+        if raw != _NOT_GIVEN and not _is_neutral(raw, neutral):
             field = path + name
             raise RequestError(f"{field} is not supported by this server", field=field, code="unsupported_parameter")
 

@@ -1,0 +1,40 @@
+"""The parsers of one response's sequences, and what they have found so far."""
+
+from albireo.frontend.generation import Generation
+from albireo.frontend.message_parsing import MessageParsing
+from albireo.frontend.message_parts import MessageParser, Part, ToolCallBegin
+from albireo.frontend.output_parsers.reasoning import PlainText
+
+
+class ParsedMessages:
+    """The parsers of one response's sequences, and what they found."""
+
+    def __init__(self, parsing: MessageParsing | None) -> None:
+        """None: all is text."""
+        self._parsing = parsing or MessageParsing(PlainText)
+        self._parsers: dict[int, MessageParser] = {}
+        self._with_calls: set[int] = set()
+
+    def take(self, generation: Generation) -> tuple[list[Part], list[int]]:
+        """What is new of a sequence, and its token ids where they are kept."""
+        parser = self._parsers.get(generation.index)
+        if parser is None:
+            parser = self._parsers[generation.index] = self._parsing.make()
+        text, token_ids = generation.take()
+        parts = parser.feed(text)
+        if generation.ended:
+            parts += parser.end()
+        if any(type(part) is ToolCallBegin for part in parts):
+            self._with_calls.add(generation.index)
+        return parts, token_ids
+
+    def has_calls(self, generation: Generation) -> bool:
+        """So far."""
+        return generation.index in self._with_calls
+
+    def finish_reason(self, generation: Generation) -> str | None:
+        """`tool_calls` in place of `stop`, where the message has calls that the model chose to make."""
+        reason = generation.finish_reason
+        if reason == "stop" and self._parsing.ends_with_calls and self.has_calls(generation):
+            return "tool_calls"
+        return reason

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: its requests become chats, and its responses are written from the same parts."""
