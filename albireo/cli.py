@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.breakdown_cli import add_breakdown_arguments
     from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
     from albireo.bench.pipeline_cli import add_pipeline_arguments
+    from albireo.chat.cli import add_chat_arguments
     from albireo.trace.cli import add_trace_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
@@ -147,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
+    add_chat_arguments(commands.add_parser("chat", help="talk to a model in this terminal"))
     add_trace_arguments(commands.add_parser("trace", help="show what each process did in each step"))
     bench = commands.add_parser("bench", help="measure a server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
@@ -214,9 +216,14 @@ def run_serve(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `albireo-run`."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # what stands behind `--` is for the servers that `bench breakdown` starts
+    # what stands behind `--` is for the servers that these commands start
     own, serve_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args = build_parser().parse_args(own if argv[:2] == ["bench", "breakdown"] else argv)
+    starts_servers = argv[:1] == ["chat"] or argv[:2] == ["bench", "breakdown"]
+    args = build_parser().parse_args(own if starts_servers else argv)
+    if args.command == "chat":
+        from albireo.chat.cli import run_chat
+
+        return run_chat(args, serve_flags)
     if args.command == "trace":
         from albireo.trace.cli import run_trace
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from albireo import child
-from albireo.bench.engine_process import EngineProcess, EngineProcessError
 from albireo.bench.gpu_use import joules_per_output_token
 from albireo.bench.medians import median_of
 from albireo.bench.metrics import summarise
 from albireo.bench.serve import ServeRun, serve_bench
 from albireo.bench.settings import ServeBenchSettings, SettingsError
 from albireo.engine_file import EngineInfo
+from albireo.engine_process import EngineProcess, EngineProcessError
 from albireo.shm.flight import FlightLog
 from albireo.trace.overlap import Overlap, measure
 from albireo.trace.steps import Steps, find_steps
