@@ -29,6 +29,10 @@ REFUSED = {
 """Flags that other servers have and that are left out on purpose."""
 
 
+STARTS_SERVERS = ("breakdown", "latency", "throughput")
+"""Benchmarks that start servers, whose flags stand behind `--`."""
+
+
 class Parser(argparse.ArgumentParser):
     """Spells flags out (no abbreviations) and knows SGLang's names."""
 
@@ -139,6 +143,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.breakdown_cli import add_breakdown_arguments
     from albireo.bench.cli import add_serve_arguments as add_bench_serve_arguments
+    from albireo.bench.offline_cli import add_latency_arguments, add_throughput_arguments
     from albireo.bench.pipeline_cli import add_pipeline_arguments
     from albireo.chat.cli import add_chat_arguments
     from albireo.trace.cli import add_trace_arguments
@@ -153,6 +158,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure a server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
+    add_latency_arguments(benchmarks.add_parser("latency", help="how long a batch of one size takes"))
+    add_throughput_arguments(benchmarks.add_parser("throughput", help="all prompts at once, on an engine of its own"))
     add_breakdown_arguments(benchmarks.add_parser("breakdown", help="what of a step the device waits for"))
     add_pipeline_arguments(benchmarks.add_parser("pipeline", help="an engine without a model: the control plane"))
     return parser
@@ -213,12 +220,31 @@ def run_serve(args: argparse.Namespace) -> int:
     )
 
 
+def run_bench(args: argparse.Namespace, serve_flags: Sequence[str]) -> int:
+    from albireo.bench.breakdown_cli import run_breakdown
+    from albireo.bench.cli import run_serve as run_bench_serve
+    from albireo.bench.offline_cli import run_latency, run_throughput
+    from albireo.bench.pipeline_cli import run_pipeline
+
+    match args.benchmark:
+        case "breakdown":
+            return run_breakdown(args, serve_flags)
+        case "latency":
+            return run_latency(args, serve_flags)
+        case "throughput":
+            return run_throughput(args, serve_flags)
+        case "pipeline":
+            return run_pipeline(args)
+        case _:
+            return run_bench_serve(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `albireo-run`."""
     argv = sys.argv[1:] if argv is None else list(argv)
     # what stands behind `--` is for the servers that these commands start
     own, serve_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    starts_servers = argv[:1] == ["chat"] or argv[:2] == ["bench", "breakdown"]
+    starts_servers = argv[:1] == ["chat"] or argv[:2] in (["bench", name] for name in STARTS_SERVERS)
     args = build_parser().parse_args(own if starts_servers else argv)
     if args.command == "chat":
         from albireo.chat.cli import run_chat
@@ -228,15 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from albireo.trace.cli import run_trace
 
         return run_trace(args)
-    if args.command == "bench" and args.benchmark == "breakdown":
-        from albireo.bench.breakdown_cli import run_breakdown
-
-        return run_breakdown(args, serve_flags)
     if args.command == "bench":
-        from albireo.bench.cli import run_serve as run_bench_serve
-        from albireo.bench.pipeline_cli import run_pipeline
-
-        return run_pipeline(args) if args.benchmark == "pipeline" else run_bench_serve(args)
+        return run_bench(args, serve_flags)
     from albireo.errors import StartupError
 
     try:

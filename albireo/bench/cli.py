@@ -47,10 +47,13 @@ def _measure(args: argparse.Namespace, settings: "ServeBenchSettings") -> int:
     from rich.console import Console
 
     from albireo.bench.metrics import summarise
+    from albireo.bench.plot import check_plot, draw_run
     from albireo.bench.report import print_report, result_record, save_result
     from albireo.bench.serve import serve_bench
     from albireo.config import environment_openai_api_key
 
+    if args.plot:
+        check_plot(args.plot)
     run = serve_bench(settings, args.api_key or environment_openai_api_key())
     metrics = summarise(run.outcomes, settings.goodput)
     print_report(Console(), settings, run, metrics)
@@ -60,6 +63,9 @@ def _measure(args: argparse.Namespace, settings: "ServeBenchSettings") -> int:
         path = Path(args.result_dir or ".") / name
         save_result(path, record)
         print(f"saved {path}", file=sys.stderr)
+    if args.plot:
+        draw_run(Path(args.plot), run, metrics)
+        print(f"drew {args.plot}", file=sys.stderr)
     return EXIT_FAILED if metrics.failed else EXIT_OK
 
 
@@ -67,8 +73,11 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
     """Raises SettingsError."""
     from albireo.bench import settings as parse
 
-    if args.dataset_name != "random":
-        raise parse.SettingsError(f"--dataset-name {args.dataset_name} does not exist yet; only `random` does")
+    is_random = args.dataset_name == "random"
+    for flag, value in {"--input-len": args.input_len, "--prefix-len": args.prefix_len}.items():
+        if value is not None and not is_random:
+            raise parse.SettingsError(f"{flag} is for --dataset-name random: the prompts of {args.dataset_name} are as "
+                                      "long as they are")  # fmt: skip
     if args.extra_body is not None and not isinstance(args.extra_body, dict):
         raise parse.SettingsError("--extra-body takes a JSON object")
     host = f"[{args.host}]" if ":" in args.host else args.host
@@ -79,15 +88,15 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
         # A local --model names the tokenizer even when the server knows the model by another name.
         tokenizer=args.tokenizer or args.model,
         prompt_format=args.prompt_format,
-        input_len=args.input_len,
-        prefix_len=args.prefix_len,
-        output_len=args.output_len,
+        input_len=1024 if args.input_len is None else args.input_len,
+        prefix_len=args.prefix_len or 0,
+        output_len=128 if is_random and args.output_len is None else args.output_len,
         num_prompts=args.num_prompts,
         num_warmups=args.num_warmups,
         request_rate=args.request_rate,
         burstiness=args.burstiness,
         max_concurrency=args.max_concurrency,
-        ignore_eos=args.ignore_eos,
+        ignore_eos=is_random if args.ignore_eos is None else args.ignore_eos,
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
@@ -102,6 +111,8 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
         insecure=args.insecure,
         label=args.label,
         metadata=parse.parse_key_values(args.metadata, "--metadata"),
+        dataset_name=args.dataset_name,
+        dataset_path=args.dataset_path,
     )
     parse.check(settings)
     return settings
@@ -125,23 +136,37 @@ def _add_server_flags(group: "argparse._ArgumentGroup") -> None:
 
 def _add_workload_flags(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--dataset-name", default="random", choices=["random", "sharegpt", "custom"])
+    group.add_argument(
+        "--dataset-path", metavar="FILE",
+        help='sharegpt: the JSON of conversations; custom: JSONL of {"prompt": ..., "output_tokens": ...}',
+    )  # fmt: skip
     group.add_argument("--num-prompts", type=int, default=1000)
     group.add_argument("--num-warmups", type=int, default=0, help="requests before the measured ones, other prompts")
     group.add_argument(
-        "--input-len", "--random-input-len", type=int, default=1024, help="tokens of its own in each prompt, exactly"
+        "--input-len",
+        "--random-input-len",
+        type=int,
+        metavar="TOKENS",
+        help="of its own in each random prompt, exactly (default: 1024)",
     )
     group.add_argument(
-        "--prefix-len", "--random-prefix-len", type=int, default=0, help="tokens shared by all prompts, before those"
+        "--prefix-len",
+        "--random-prefix-len",
+        type=int,
+        metavar="TOKENS",
+        help="shared by all random prompts, before those (default: 0)",
     )
-    group.add_argument("--output-len", "--random-output-len", type=int, default=128)
+    group.add_argument(
+        "--output-len", "--random-output-len", "--sharegpt-output-len", "--custom-output-len", type=int,
+        metavar="TOKENS", help="to generate (default: 128, or what the dataset says of each prompt)",
+    )  # fmt: skip
     group.add_argument(
         "--prompt-format", choices=["ids", "text"], default="ids", help="(ours) send prompts as token ids or as text"
     )
     group.add_argument(
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="generate --output-len tokens whatever they are; on for random prompts, as in vLLM",
+        help="generate --output-len tokens whatever they are; by default for random prompts only, as in vLLM",
     )
     group.add_argument("--request-rate", type=float, default=float("inf"), help="per second; inf sends all at once")
     group.add_argument(
@@ -165,6 +190,7 @@ def _add_result_flags(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--goodput", nargs="+", default=[], metavar="METRIC:MS", help="targets a good request meets: ttft, tpot, e2el"
     )
+    group.add_argument("--plot", metavar="FILE.png", help="(ours) draw latencies and tokens per second over time")
     group.add_argument("--save-result", action="store_true", help="write a JSON file")
     group.add_argument("--save-detailed", action="store_true", help="with a value per request in it")
     group.add_argument("--result-dir", help="default: the current folder")

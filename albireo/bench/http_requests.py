@@ -13,7 +13,7 @@ def completion_body(settings: ServeBenchSettings, model: str, prompt: Prompt) ->
     body: dict[str, object] = {
         "model": model,
         "prompt": prompt.ids if settings.prompt_format == "ids" else prompt.text,
-        "max_tokens": settings.output_len,
+        "max_tokens": settings.output_len_of(prompt),
         "stream": True,
         "stream_options": {"include_usage": True},
     }

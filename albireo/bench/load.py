@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from albireo.bench.connection import ConnectionPool
 from albireo.bench.event_stream import EventStream
@@ -15,8 +15,10 @@ async def offer(
     due_s: Sequence[float],
     max_concurrency: int | None,
     timeout_s: float,
+    on_done: Callable[[], None] = lambda: None,
 ) -> list[EventStream]:
-    """Sends `requests[i]` at `due_s[i]` seconds from now and returns their streams in order once all have ended.
+    """Sends `requests[i]` at `due_s[i]` seconds from now and returns their streams in order once all have ended;
+    `on_done` is called as each of them ends.
 
     As in `vllm bench serve`, a request that waits for its turn under `max_concurrency` starts, and its clock with
     it, when it gets that turn; opening a connection counts as part of the request.
@@ -29,7 +31,8 @@ async def offer(
             wait_s = started_s + due - time.perf_counter()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            group.create_task(_send(pool, request, stream, turns, timeout_s))
+            task = group.create_task(_send(pool, request, stream, turns, timeout_s))
+            task.add_done_callback(lambda _: on_done())
     return streams
 
 

@@ -24,6 +24,8 @@ class Prompt(Struct, frozen=True):
     text: str
     ids: list[int]
     """What the tokenizer makes of `text`, special tokens included."""
+    output_len: int | None = None
+    """Tokens to generate, where prompts differ in it."""
 
 
 def load_tokenizer(name: str) -> Tokenizer:

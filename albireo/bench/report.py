@@ -36,9 +36,12 @@ def remarks(settings: ServeBenchSettings, run: ServeRun, metrics: RunMetrics) ->
         hint = " (does the server take token ids? try --prompt-format text)" if _refused_ids(settings, first) else ""
         found.append(f"{metrics.failed} of {len(run.outcomes)} requests failed; the first: {first}{hint}")
     found += bottleneck_warnings(run.client, metrics.latencies_ms["itl"])
-    short = sum(outcome.counted_by_server and outcome.output_tokens < settings.output_len for outcome in good)
+    pairs = list(zip(run.prompts, run.outcomes, strict=True))
+    counted = [(prompt, o.output_tokens) for prompt, o in pairs if o.error is None and o.counted_by_server]
+    short = sum(num_tokens < settings.output_len_of(prompt) for prompt, num_tokens in counted)
     if short:
-        found.append(f"{short} requests ended before {settings.output_len} tokens")
+        length = "their length" if settings.output_len is None else f"{settings.output_len} tokens"
+        found.append(f"{short} requests ended before {length}")
     uncounted = sum(not outcome.counted_by_server for outcome in good)
     if uncounted:
         found.append(f"the server sent no usage for {uncounted} requests: their tokens are counted as chunks")
@@ -49,7 +52,10 @@ def remarks(settings: ServeBenchSettings, run: ServeRun, metrics: RunMetrics) ->
         )
     if good and all(outcome.empty_start for outcome in good):
         found.append("every first chunk was empty: the time to first token may be that of a header")
-    sent = sum(len(p.ids) for p, o in zip(run.prompts, run.outcomes, strict=True) if o.error is None)
+    different = len({id(prompt) for prompt in run.prompts})
+    if different < len(run.prompts):
+        found.append(f"the dataset has {different} prompts that can be used: some were sent several times")
+    sent = sum(len(p.ids) for p, o in pairs if o.error is None)
     if metrics.total_input_tokens != sent:
         found.append(f"the server counted {metrics.total_input_tokens} prompt tokens where {sent} were sent")
     return found

@@ -1,22 +1,22 @@
 """One `bench serve` run against a live server, from prompts to outcomes."""
 
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
 
 import msgspec
 import uvloop
 from msgspec import Struct
-from tokenizers import Tokenizer
 
 from albireo.bench.arrivals import arrival_times_s
 from albireo.bench.connection import ConnectionPool, KeptBody
+from albireo.bench.datasets import make_prompts
 from albireo.bench.gpu_use import GpuUse, GpuWatch
 from albireo.bench.http_requests import completion_body, http_request
 from albireo.bench.load import offer
 from albireo.bench.outcome import RequestOutcome, judge
-from albireo.bench.prompts import Prompt, PromptMaker, load_tokenizer
+from albireo.bench.progress import progress_bar
+from albireo.bench.prompts import Prompt, load_tokenizer
 from albireo.bench.self_watch import ClientLoad, SelfWatch
 from albireo.bench.settings import ServeBenchSettings
 
@@ -77,18 +77,16 @@ async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: 
     model = served.id if served else settings.model or ""
     tokenizer_name = settings.tokenizer or (served.root if served else None) or model
     tokenizer = load_tokenizer(tokenizer_name)
-    # Warm-up prompts come from another seed: they must not fill a prefix cache for the measured ones.
-    warmups = _prompts(settings, tokenizer, settings.num_warmups, settings.seed + 2**32) if settings.num_warmups else []
-    prompts = _prompts(settings, tokenizer, settings.num_prompts, settings.seed)
+    warmups, prompts = make_prompts(settings, tokenizer)
     warmup_s = await _warm_up(pool, settings, [_request(pool, settings, headers, model, p) for p in warmups])
     requests = [_request(pool, settings, headers, model, prompt) for prompt in prompts]
     due_s = arrival_times_s(len(requests), settings.request_rate, settings.burstiness, settings.seed).tolist()
-    print(f"measuring {len(requests)} requests to {settings.base_url}", file=sys.stderr, flush=True)
     gpu = GpuWatch(pool, headers)
     await gpu.begin()
     opened_before = pool.opened
-    with SelfWatch() as watch:
-        streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
+    async with progress_bar("measuring", len(requests)) as advance:
+        with SelfWatch() as watch:
+            streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s, advance)
     opened = pool.opened - opened_before
     gpu_use = await gpu.end()
     outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, prompts, strict=True)]
@@ -111,10 +109,6 @@ async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _Served
         raise BenchError(f"{path} lists no model; name one with --model") from None
 
 
-def _prompts(settings: ServeBenchSettings, tokenizer: Tokenizer, count: int, seed: int) -> list[Prompt]:
-    return PromptMaker(tokenizer, seed).make(count, settings.input_len, settings.prefix_len)
-
-
 def _request(
     pool: ConnectionPool, settings: ServeBenchSettings, headers: dict[str, str], model: str, prompt: Prompt
 ) -> bytes:
@@ -126,10 +120,10 @@ async def _warm_up(pool: ConnectionPool, settings: ServeBenchSettings, requests:
     """Seconds it took. Raises BenchError when a request fails: the measured ones would too, and more slowly."""
     if not requests:
         return 0.0
-    print(f"warming up with {len(requests)} requests", file=sys.stderr, flush=True)
     before = time.perf_counter()
     due_s = [0.0] * len(requests)
-    streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s)
+    async with progress_bar("warming up with", len(requests)) as advance:
+        streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s, advance)
     errors = [error for stream in streams if (error := judge(stream, 0).error) is not None]
     if errors:
         raise BenchError(f"{len(errors)} of {len(requests)} warm-up requests failed; the first: {errors[0]}")

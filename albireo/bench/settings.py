@@ -5,11 +5,14 @@ from typing import Literal
 
 from msgspec import Struct
 
+from albireo.bench.prompts import Prompt
+
 METRICS = ("ttft", "tpot", "itl", "e2el")
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 """Those with one value per request; `itl` has one per chunk."""
 
 PromptFormat = Literal["ids", "text"]
+DatasetName = Literal["random", "sharegpt", "custom"]
 
 
 class SettingsError(ValueError):
@@ -29,10 +32,11 @@ class ServeBenchSettings(Struct, frozen=True, forbid_unknown_fields=True):
     prompt_format: PromptFormat
     """Ours: prompts as token ids or as text; both of exactly the same tokens."""
     input_len: int
-    """Tokens of its own in each prompt, special tokens included."""
+    """Tokens of its own in each random prompt, special tokens included."""
     prefix_len: int
-    """Tokens shared by all prompts, before and beside `input_len`."""
-    output_len: int
+    """Tokens shared by all random prompts, before and beside `input_len`."""
+    output_len: int | None
+    """None: each prompt of the dataset has its own."""
     num_prompts: int
     num_warmups: int
     request_rate: float
@@ -57,6 +61,14 @@ class ServeBenchSettings(Struct, frozen=True, forbid_unknown_fields=True):
     insecure: bool
     label: str | None
     metadata: dict[str, str]
+    dataset_name: DatasetName = "random"
+    dataset_path: str | None = None
+
+    def output_len_of(self, prompt: Prompt) -> int:
+        """Tokens to generate for it."""
+        length = prompt.output_len if self.output_len is None else self.output_len
+        assert length is not None, "datasets say how long"
+        return length
 
 
 def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
@@ -109,7 +121,10 @@ def parse_float(text: str, flag: str) -> float:
 def check(settings: ServeBenchSettings) -> None:
     """Raise SettingsError for a combination that cannot run."""
     least = {"--num-prompts": (settings.num_prompts, 1), "--num-warmups": (settings.num_warmups, 0)}
-    least |= {"--input-len": (settings.input_len, 1), "--output-len": (settings.output_len, 1)}
+    least |= {
+        "--input-len": (settings.input_len, 1),
+        "--output-len": (1 if settings.output_len is None else settings.output_len, 1),
+    }
     least |= {"--prefix-len": (settings.prefix_len, 0)}
     if settings.max_concurrency is not None:
         least["--max-concurrency"] = (settings.max_concurrency, 1)
@@ -119,6 +134,10 @@ def check(settings: ServeBenchSettings) -> None:
     for flag, rate in {"--request-rate": settings.request_rate, "--burstiness": settings.burstiness}.items():
         if not rate > 0:  # NaN too
             raise SettingsError(f"{flag} must be above 0, not {rate:g}")
+    if settings.dataset_name != "random" and settings.dataset_path is None:
+        raise SettingsError(f"--dataset-name {settings.dataset_name} needs the file: name it with --dataset-path")
+    if settings.dataset_name == "random" and settings.dataset_path is not None:
+        raise SettingsError("--dataset-path needs --dataset-name sharegpt or custom")
     if not settings.base_url.startswith(("http://", "https://")):
         raise SettingsError(f"--base-url must start with http:// or https://, not {settings.base_url!r}")
     if "chat/completions" in settings.endpoint:

@@ -160,7 +160,9 @@ def test_the_key_and_extra_headers_are_sent_and_not_saved(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--dataset-name", "sharegpt"], "--dataset-name sharegpt does not exist yet"),
+        (["--dataset-name", "sharegpt"], "--input-len is for --dataset-name random"),
+        (["--dataset-path", "x"], "--dataset-path needs --dataset-name"),
+        (["--plot", "picture.gif"], "--plot makes .png and .svg files"),
         (["--endpoint", "/v1/chat/completions"], "--endpoint"),
         (["--num-prompts", "0"], "--num-prompts"),
         (["--max-concurrency", "0"], "--max-concurrency"),
