@@ -4,12 +4,13 @@ Exit codes: 0 clean stop, 2 bad arguments, 3 failed start, 1 anything else.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from albireo import __version__
-from albireo.limits import MAX_LOGPROBS
+from albireo.limits import MAX_LOGPROBS, MAX_NUM_WAITING
 
 SGLANG_NAMES = {
     "--model-path": "--model",
@@ -76,6 +77,19 @@ def size_in_bytes(text: str) -> int:
     return value
 
 
+def origins(text: str) -> list[str]:
+    """One origin, or a JSON list of them, as vLLM takes it."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list: {error}") from None
+    if not all(isinstance(each, str) for each in value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a list of texts")
+    return list(value)
+
+
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder (default: the bundled demo model)")
@@ -120,6 +134,15 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network (set --api-key)")
     http.add_argument("--port", type=in_range(0, 65535), default=8000, help="0 takes a free one")
+    http.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    http.add_argument("--ssl-certfile", metavar="FILE", help="certificate (PEM): serve HTTPS")
+    http.add_argument("--ssl-keyfile", metavar="FILE", help="its key, if it is not in the same file")
+    http.add_argument("--allowed-origins", action="append", type=origins, default=[], metavar="ORIGIN",
+                      help="web pages from here may use the API; repeatable, or a JSON list; '*' is all")  # fmt: skip
+    http.add_argument("--enable-request-id-headers", action="store_true",
+                      help="X-Request-Id on every response: the client's own, or a new one")  # fmt: skip
+    http.add_argument("--max-num-waiting", type=in_range(1, 2**20), default=MAX_NUM_WAITING, metavar="N",
+                      help="sequences that may wait; beyond it requests get 429")  # fmt: skip
     http.add_argument("--frontends", type=in_range(1, 16), default=1, metavar="F",
                       help="HTTP processes, all on the one port")  # fmt: skip
     http.add_argument("--api-key", action="append", default=[], metavar="KEY",
@@ -169,6 +192,7 @@ def run_serve(args: argparse.Namespace) -> int:
     from albireo.config import environment_api_keys
     from albireo.engine_args import EngineArgs
     from albireo.errors import StartupError
+    from albireo.listener import ListenAddress
     from albireo.serve import DEMO_MODEL, ServeArgs, serve
 
     if args.enable_auto_tool_choice and args.tool_call_parser is None:
@@ -199,8 +223,7 @@ def run_serve(args: argparse.Namespace) -> int:
     return serve(
         ServeArgs(
             engine=engine,
-            host=args.host,
-            port=args.port,
+            address=ListenAddress(args.host, args.port, args.uds, args.ssl_keyfile, args.ssl_certfile),
             served_model_names=tuple(args.served_model_name),
             api_keys=tuple(args.api_key) or environment_api_keys(),
             root_path=args.root_path,
@@ -216,6 +239,9 @@ def run_serve(args: argparse.Namespace) -> int:
             enable_auto_tool_choice=args.enable_auto_tool_choice,
             tool_call_parser="hermes" if args.tool_call_parser == "qwen" else args.tool_call_parser,
             reasoning_parser=args.reasoning_parser,
+            allowed_origins=tuple(origin for each in args.allowed_origins for origin in each),
+            request_id_headers=args.enable_request_id_headers,
+            max_num_waiting=args.max_num_waiting,
         )
     )
 

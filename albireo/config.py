@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from albireo import limits
 from albireo.checkpoint import GenerationDefaults, ModelConfig
 
 Dtype = Literal["bfloat16", "float32"]
@@ -147,6 +148,12 @@ class FrontendConfig(ChildConfig, frozen=True, forbid_unknown_fields=True):
     enable_auto_tool_choice: bool = False
     tool_call_parser: ToolCallParser | None = None
     reasoning_parser: ReasoningParser | None = None
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    allowed_origins: tuple[str, ...] = ()
+    """Of browsers' pages that may use the API; `*` is all."""
+    request_id_headers: bool = False
+    max_num_waiting: int = limits.MAX_NUM_WAITING
     web_page: bool = True
     """Whether `/` is the web page."""
 

@@ -160,6 +160,13 @@ MIN_SEED: Final = -(2**63)
 TEMPLATE_TIMEOUT_S: Final = 2.0
 """Deadline for rendering a chat template (security.md, chat templates)."""
 
+MAX_NUM_WAITING: Final = 4096
+"""Most sequences that wait for their first step before more are refused with 429 (--max-num-waiting): sixteen times
+the default batch. Who comes behind so many waits for minutes, and had better ask another server."""
+
+MAX_DETOKENIZED: Final = 1_000_000
+"""Most tokens of one `/detokenize`: about 100 ms, on a thread."""
+
 MAX_STREAM_BACKLOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of unsent stream a slow reader may leave behind before it is cut off."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from albireo import __version__
+from albireo import __version__, limits
 from albireo.checkpoint import GenerationDefaults
 from albireo.config import (
     CoordinatorConfig,
@@ -21,6 +21,7 @@ from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.errors import StartupError
 from albireo.gpu_worker.launch_env import worker_environment
 from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
+from albireo.listener import ListenAddress
 from albireo.startup_display import StartupDisplay
 from albireo.supervisor import ChildSpec, run_engine
 
@@ -31,8 +32,7 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     """The HTTP side's flags of `albireo-run serve`, named as there."""
 
     engine: EngineArgs
-    host: str
-    port: int
+    address: ListenAddress
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...]
     root_path: str
@@ -49,6 +49,9 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     enable_auto_tool_choice: bool = False
     tool_call_parser: ToolCallParser | None = None
     reasoning_parser: ReasoningParser | None = None
+    allowed_origins: tuple[str, ...] = ()
+    request_id_headers: bool = False
+    max_num_waiting: int = limits.MAX_NUM_WAITING
 
 
 def serve(args: ServeArgs) -> int:
@@ -65,8 +68,7 @@ def serve(args: ServeArgs) -> int:
             engine.scheduler,
             engine.num_workers,
             names[0],
-            args.host,
-            args.port,
+            args.address,
             display,
             args.shutdown_timeout_s,
             args.worker_timeout_s,
@@ -213,6 +215,11 @@ def _frontend_spec(
         enable_auto_tool_choice=args.enable_auto_tool_choice,
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
+        ssl_keyfile=args.address.ssl_keyfile,
+        ssl_certfile=args.address.ssl_certfile,
+        allowed_origins=args.allowed_origins,
+        request_id_headers=args.request_id_headers,
+        max_num_waiting=args.max_num_waiting,
     )
     # a frontend shows every process's counts and histograms
     fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())

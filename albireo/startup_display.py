@@ -40,11 +40,9 @@ class StartupDisplay:
             self._stages[process] = stage
             self._print(f"{process}: {stage}")
 
-    def ready(self, device: str, capacity_tokens: int, address: tuple[str, int]) -> None:
+    def ready(self, device: str, capacity_tokens: int, url: str) -> None:
         """The one line that says that requests are served."""
         self.close()
-        host, port = address[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         elapsed = time.monotonic() - self._started
         self._print(
             f"albireo ready: {url}  model {self._model}  device {device}  "

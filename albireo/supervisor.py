@@ -7,7 +7,6 @@ A child's stdin is a pipe that carries its config and whose end tells it that th
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from albireo.config import ChildConfig, SegmentFds
 from albireo.engine_file import EngineInfo, leave_flight_record, write_engine_file
 from albireo.engine_segments import create_segments
 from albireo.errors import StartupError
+from albireo.listener import ListenAddress, listening
 from albireo.messages import (
     EngineReady,
     Fatal,
@@ -132,21 +132,6 @@ class SignalPipe:
             signal.signal(number, handler)
         os.close(self.fd)
         os.close(self._write_fd)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """The HTTP socket. Raises StartupError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror as error:
-        raise StartupError(
-            f"cannot listen on {host}: {error.strerror}; name an address of this machine with --host"
-        ) from error
-    except OSError as error:
-        # create_server's own strerror repeats the address
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StartupError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
 
 
 class Supervisor:
@@ -358,8 +343,7 @@ def run_engine(
     scheduler: config.SchedulerConfig,
     num_workers: int,
     model_name: str,
-    host: str,
-    port: int,
+    address: ListenAddress,
     display: StartupDisplay,
     shutdown_timeout_s: float,
     worker_timeout_s: float,
@@ -373,7 +357,7 @@ def run_engine(
     """
     with ExitStack() as stack:
         signals = stack.enter_context(SignalPipe())
-        listener = stack.enter_context(open_listener(host, port))
+        listener = stack.enter_context(listening(address))
         run_dir = stack.enter_context(RunDirectory())
         try:
             names = config.process_names(num_workers, num_frontends, vocab_size is not None)
@@ -384,13 +368,11 @@ def run_engine(
         supervisor = Supervisor(run_dir, signals, display, shutdown_timeout_s, ranks)
         stack.callback(supervisor.stop)
         try:
-            worker = supervisor.start(make_specs(run_dir, segments, listener.fileno()))
+            worker = supervisor.start(make_specs(run_dir, segments, listener.socket.fileno()))
             device = worker.device if num_workers == 1 else f"{num_workers} x {worker.device}"
-            address = listener.getsockname()
-            host, port = address[:2]
-            info = EngineInfo(os.getpid(), __version__, model_name, host, port, segments.flight)
+            info = EngineInfo(os.getpid(), __version__, model_name, listener.host, listener.port, segments.flight)
             write_engine_file(run_dir, info)
-            display.ready(device, worker.num_kv_blocks * scheduler.block_size, address)
+            display.ready(device, worker.num_kv_blocks * scheduler.block_size, listener.url)
             serve_until_stopped(supervisor, segments, display)
         except EngineStopped as stopped:
             return stopped.exit_code

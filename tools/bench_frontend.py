@@ -34,6 +34,7 @@ from albireo import sockets
 from albireo.config import FrontendConfig, encode_config, process_names
 from albireo.engine_args import EngineArgs, plan_engine
 from albireo.engine_segments import create_segments
+from albireo.listener import ListenAddress
 from albireo.messages import (
     Admitted,
     EngineReady,
@@ -227,7 +228,8 @@ def _start(run_dir: str, socket_fd: int) -> subprocess.Popen[bytes]:
     """As the supervisor does, with the config that `albireo-run serve` makes."""
     plan = plan_engine(EngineArgs(model=str(DEMO_MODEL), kv_cache_bytes=1 << 26), num_cpus=1)
     args = ServeArgs(
-        engine=EngineArgs(model=str(DEMO_MODEL)), host="", port=0, served_model_names=(), api_keys=(), root_path="",
+        engine=EngineArgs(model=str(DEMO_MODEL)), address=ListenAddress("", 0), served_model_names=(), api_keys=(),
+        root_path="",
         access_log=False, shutdown_timeout_s=1.0, worker_timeout_s=30.0, num_frontends=1, max_logprobs=20,
         chat_template=None, use_generation_config=False, log_level="warning",
     )  # fmt: skip

@@ -16,8 +16,9 @@ from albireo.checkpoint import kv_bytes_per_block
 from albireo.checkpoint.shard import shard_model
 from albireo.config import SegmentFds
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
+from albireo.listener import ListenAddress, listening
 from albireo.serve import ServeArgs, child_specs, engine_specs
-from albireo.supervisor import ChildSpec, open_listener
+from albireo.supervisor import ChildSpec
 
 _LOG_LEVEL = "warning"
 _ANY_KV_BYTES = 2**50
@@ -120,7 +121,8 @@ def _measure_zmq(settings: PipelineSettings, engine: EnginePlan, batch: int, out
 def _measure_http(
     settings: PipelineSettings, engine: EnginePlan, batch: int, output_len: int, client: str
 ) -> Measurement:
-    with open_listener("127.0.0.1", 0) as listener:
+    with listening(ListenAddress("127.0.0.1", 0)) as opened:
+        listener = opened.socket
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with running_engine(engine, _server_specs(engine, listener)) as running:
             vocab_size = engine.checkpoint.model.vocab_size
@@ -136,8 +138,7 @@ def _measure_http(
 def _server_specs(engine: EnginePlan, listener: socket.socket) -> MakeSpecs:
     args = ServeArgs(
         engine=EngineArgs(model=engine.checkpoint.path),
-        host="127.0.0.1",
-        port=0,
+        address=ListenAddress("127.0.0.1", 0),
         served_model_names=(SERVED_NAME,),
         api_keys=(),
         root_path="",

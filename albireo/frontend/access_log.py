@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from albireo.frontend.request_ids import request_id
+
 logger = logging.getLogger("albireo.access")
 
 
@@ -32,4 +34,8 @@ class AccessLogMiddleware:
             host = scope["client"][0] if scope.get("client") else "-"
             elapsed_ms = (time.perf_counter() - started) * 1e3
             # %r: a path may hold line ends and escapes, a log line must not
-            logger.info("%s %s %r %s %.1f ms", host, scope["method"], scope["path"], status or "-", elapsed_ms)
+            name = request_id(scope)
+            ending = "" if name is None else f" {name}"
+            logger.info(
+                "%s %s %r %s %.1f ms%s", host, scope["method"], scope["path"], status or "-", elapsed_ms, ending
+            )

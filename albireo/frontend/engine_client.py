@@ -53,6 +53,8 @@ class EngineClient:
         self._numbers = itertools.count(1)
         self._live: dict[int, Generation] = {}
         self._aborted: list[int] = []
+        self.num_waiting = 0
+        """Live generations of which the engine has computed nothing yet."""
         self._reader = SocketReader(loop, socket, self._on_frame, on_failure, clock_ns)
 
     @property
@@ -77,18 +79,28 @@ class EngineClient:
         group = 0 if leader is None else leader.request_id
         self._send(encode(Submit(request_id, tokens, sampling, priority, cache_salt, grammar, group)))
         self._live[request_id] = generation
+        self.num_waiting += 1
+
+    def _drop(self, request_id: int) -> Generation | None:
+        """Its terminal event or abort is here."""
+        generation = self._live.pop(request_id, None)
+        if generation is not None and not generation.admitted_ns:
+            self.num_waiting -= 1
+        return generation
 
     def abort(self, generations: Iterable[Generation]) -> None:
         """Forgets those that have not ended, and tells the coordinator. Nothing more is heard of them."""
         for generation in generations:
-            if self._live.pop(generation.request_id, None) is not None:
+            if self._drop(generation.request_id) is not None:
                 self._abort(generation.request_id)
                 self._metrics.observe_end(generation, "abort", self._clock_ns())
 
     def fail_all(self, error: RequestError) -> None:
         """Ends every live generation with `error`: the server stops."""
         while self._live:
-            request_id, generation = self._live.popitem()
+            request_id = next(iter(self._live))
+            generation = self._drop(request_id)
+            assert generation is not None
             self._abort(request_id)
             generation.fail(error)
 
@@ -127,7 +139,7 @@ class EngineClient:
             self._on_end(message.request_id, InternalError(message.message))
 
     def _on_end(self, request_id: int, error: RequestError) -> None:
-        generation = self._live.pop(request_id, None)
+        generation = self._drop(request_id)
         if generation is not None:
             generation.fail(error)
 
@@ -141,6 +153,7 @@ class EngineClient:
             generation = self._live.get(admitted.request_id)
             if generation is not None and not generation.admitted_ns:  # again after a preemption
                 generation.admitted_ns = now_ns
+                self.num_waiting -= 1
                 generation.num_cached_tokens = admitted.num_cached_tokens
         if message.logprobs:
             self._distribute(message)
@@ -202,7 +215,7 @@ class EngineClient:
     def _end(self, generation: Generation, finish: int, now_ns: int) -> None:
         """It has its finish reason."""
         assert generation.finish_reason is not None
-        del self._live[generation.request_id]
+        self._drop(generation.request_id)
         self._metrics.observe_end(generation, generation.finish_reason, now_ns)
         if finish == Finish.NONE:  # a stop string: the engine does not know
             self._abort(generation.request_id)

@@ -12,6 +12,7 @@ from albireo import limits
 from albireo.errors import InternalError, MethodNotAllowedError, NotFoundError, RequestError
 from albireo.frontend.json_response import Headers, send_error
 from albireo.frontend.output import ClientGoneError
+from albireo.frontend.request_ids import request_id
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ErrorBoundary:
         except HTTPException as caught:
             error, headers = _routing_error(caught, scope)
         except Exception:
-            number = uuid.uuid4().hex
+            number = request_id(scope) or uuid.uuid4().hex
             logger.exception("request %s failed: %s %r", number, scope["method"], scope["path"])
             error = InternalError(f"internal error; the server's log has more under {number}")
         if started:

@@ -19,8 +19,8 @@ Source = Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)]
 Pattern = Annotated[str, Meta(min_length=1, max_length=limits.MAX_REGEX_CHARS)]
 
 
-_NOT_GIVEN = Raw()
-_ABSENT = (_NOT_GIVEN, Raw(b"null"))
+_NOT_GIVEN: Raw = msgspec.field(default_factory=Raw)
+_ABSENT = (Raw(), Raw(b"null"))
 
 
 class JsonSchemaFormat(Struct, forbid_unknown_fields=True):

@@ -24,7 +24,9 @@ StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_STRING
 UserString = Annotated[str, Meta(max_length=limits.MAX_USER_CHARS)]
 Scalar = str | int | float | bool | None
 
-_NOT_GIVEN = Raw()
+_NOT_GIVEN: Raw = msgspec.field(default_factory=Raw)
+"""As a factory: JSON Schema cannot write a raw default."""
+_ABSENT = Raw()
 
 
 def unsupported(*neutral: object) -> Meta:
@@ -50,7 +52,7 @@ def refuse_unsupported(request: Struct, path: str = "") -> None:
     """Raises RequestError for the first unsupported field that asks for something; `path` goes before its name."""
     for name, neutral in _unsupported_fields(type(request)).items():
         raw = getattr(request, name)
-        if raw != _NOT_GIVEN and not _is_neutral(raw, neutral):
+        if raw != _ABSENT and not _is_neutral(raw, neutral):
             field = path + name
             raise RequestError(f"{field} is not supported by this server", field=field, code="unsupported_parameter")
 

@@ -154,6 +154,8 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 root_path=config.root_path,
+                ssl_keyfile=config.ssl_keyfile,
+                ssl_certfile=config.ssl_certfile,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSING_S,
             )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from albireo import limits
 from albireo.config import FrontendConfig
-from albireo.errors import NotFoundError, RequestError, UnavailableError
+from albireo.errors import NotFoundError, RequestError, TooManyRequestsError, UnavailableError
 from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import NOTHING_SHOWN, DetokenizerFactory
@@ -116,10 +116,17 @@ class Service:
             raise UnavailableError(self.unavailable)
 
     def check_request(self, request: GenerationRequest) -> None:
-        """Raises UnavailableError, or NotFoundError for a model that is not served."""
+        """Raises UnavailableError, TooManyRequestsError, or NotFoundError for a model that is not served."""
         self.check_available()
-        if request.model is not None and request.model not in self.config.served_model_names:
-            name = request.model[: limits.MAX_ECHO_CHARS]
+        self.check_model(request.model)
+        waiting = max(self.engine.num_waiting, int(self.stats[0]["num_waiting"]))
+        if waiting >= self.config.max_num_waiting:
+            raise TooManyRequestsError(f"{waiting} sequences are waiting; this server lets no more wait")
+
+    def check_model(self, model: str | None) -> None:
+        """Raises NotFoundError for a model that is not served."""
+        if model is not None and model not in self.config.served_model_names:
+            name = model[: limits.MAX_ECHO_CHARS]
             raise NotFoundError(f"the model {name!r} does not exist", field="model", code="model_not_found")
 
     async def prepare(self, work: Callable[[], T], num_chars: int) -> T:

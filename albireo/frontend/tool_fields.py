@@ -14,7 +14,7 @@ from albireo.messages import Grammar
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.\-]{1,128}$")]
 Description = Annotated[str, Meta(max_length=limits.MAX_DESCRIPTION_CHARS)]
 CallId = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME_CHARS)]
-_NOT_GIVEN = Raw()
+_NOT_GIVEN: Raw = msgspec.field(default_factory=Raw)
 
 
 class FunctionDefinition(Struct, forbid_unknown_fields=True):
@@ -143,7 +143,7 @@ def calls_grammar(use: ToolUse) -> Grammar | None:
 
 def _parameters(tool: Tool, field: str) -> dict[str, Any]:
     raw = tool.function.parameters
-    schema: Any = {} if raw in (_NOT_GIVEN, Raw(b"null")) else msgspec.json.decode(raw)
+    schema: Any = {} if raw in (Raw(), Raw(b"null")) else msgspec.json.decode(raw)
     if not isinstance(schema, dict):
         raise RequestError(f"{field} must be a JSON schema, which is an object", field=field)
     if schema.get("type", "object") != "object":

@@ -44,7 +44,7 @@ class Server:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip())
-            match = re.search(r"albireo ready: (http://\S+)", line)
+            match = re.search(r"albireo ready: (http\S+)", line)
             if match:
                 self.url = match[1]
                 self._ready.set()

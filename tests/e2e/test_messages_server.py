@@ -61,14 +61,14 @@ def test_a_streamed_message_is_the_same(client: Anthropic) -> None:
     with client.messages.stream(**ASK, **GREEDY) as stream:
         pieces = list(stream.text_stream)
         final = stream.get_final_message()
-    assert "".join(pieces) == whole.content[0].text  # type: ignore[union-attr]
+    assert "".join(pieces) == whole.content[0].text
     assert len(pieces) > 3
     assert final.stop_reason == whole.stop_reason
     assert final.usage.output_tokens == whole.usage.output_tokens
 
 
 def test_a_stop_sequence_is_named(client: Anthropic) -> None:
-    whole = client.messages.create(**ASK, **GREEDY).content[0].text  # type: ignore[union-attr]
+    whole = client.messages.create(**ASK, **GREEDY).content[0].text
     word = whole.split()[2]
     message = client.messages.create(**ASK, **GREEDY, stop_sequences=[word])
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", word)
@@ -78,7 +78,7 @@ def test_a_tool_is_used_and_its_result_taken(client: Anthropic) -> None:
     fields: Any = ASK | {"max_tokens": 200, "tools": [TOOL], "tool_choice": {"type": "tool", "name": "look_up"}}
     message = client.messages.create(**fields, **GREEDY)
     (block,) = message.content
-    assert block.type == "tool_use" and block.name == "look_up" and set(block.input) == {"word"}  # type: ignore[call-overload]
+    assert block.type == "tool_use" and block.name == "look_up" and set(block.input) == {"word"}
     assert message.stop_reason == "tool_use"
     with client.messages.stream(**fields, **GREEDY) as stream:
         streamed = stream.get_final_message()

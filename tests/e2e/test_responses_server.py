@@ -95,7 +95,7 @@ def test_a_pydantic_model_comes_back(client: OpenAI) -> None:
 
 def test_logprobs_come_with_the_text(client: OpenAI) -> None:
     response = client.responses.create(**ASK, include=["message.output_text.logprobs"], top_logprobs=2, temperature=0)
-    content: Any = response.output[0].content  # type: ignore[union-attr]
+    content: Any = response.output[0].content
     entries = content[0].logprobs
     assert response.usage and response.usage.output_tokens >= len(entries) >= response.usage.output_tokens - 1
     assert all(len(entry.top_logprobs) == 2 for entry in entries)

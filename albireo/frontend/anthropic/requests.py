@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Raw, Struct
 
 from albireo import limits
 from albireo.frontend.requests import StopString, UserString, unsupported
 from albireo.frontend.tool_fields import CallId, Description, FunctionName
 
-_NOT_GIVEN = Raw()
+_NOT_GIVEN: Raw = msgspec.field(default_factory=Raw)
 
 
 class Block(Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True):

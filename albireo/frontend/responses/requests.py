@@ -5,13 +5,14 @@ Nothing is stored: `store` may be asked for and has no effect, and what refers t
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Raw, Struct
 
 from albireo import limits
 from albireo.frontend.requests import NumLogprobs, StopString, UserString, unsupported
 from albireo.frontend.tool_fields import CallId, Description, FunctionName
 
-_NOT_GIVEN = Raw()
+_NOT_GIVEN: Raw = msgspec.field(default_factory=Raw)
 
 
 class ContentPart(Struct, forbid_unknown_fields=True):

@@ -1,0 +1,116 @@
+"""`GET /openapi.json`: written from the types that validate requests, so that it cannot say anything else."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Receive, Scope, Send
+
+from albireo.errors import ErrorBody
+from albireo.frontend.api_routes import API_ROUTES, ApiRoute
+from albireo.frontend.json_response import send_json
+from albireo.frontend.service import Service
+
+_REF: Final = "#/components/schemas/{name}"
+_OBJECT: Final = {"type": "object"}
+_REASONS: Final = {
+    400: "A field is wrong; `param` names it",
+    401: "No valid API key",
+    404: "No such model",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "Too many wait already",
+    500: "An error of the server",
+    503: "The server is starting, stopping, or does not get on",
+}
+
+
+class OpenApi:
+    """ASGI endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._body = msgspec.json.encode(openapi_document(service.config.version, bool(service.config.api_keys)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, self._body)
+
+
+def openapi_document(version: str, needs_key: bool) -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    types = {type_ for route in API_ROUTES for type_ in _types(route)}
+    ordered = sorted(types, key=lambda type_: type_.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "Albireo", "version": version, "description": "An LLM serving runtime."},
+        "paths": _paths(API_ROUTES, needs_key),
+        "components": {"schemas": {name: _cleaned(schema) for name, schema in schemas.items()}},
+    }
+    if needs_key:
+        document["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+    return document
+
+
+def _types(route: ApiRoute) -> Iterable[type[Struct]]:
+    return (type_ for type_ in (route.request, route.response, route.error) if type_ is not None)
+
+
+def _paths(routes: Iterable[ApiRoute], needs_key: bool) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, needs_key)
+    return paths
+
+
+def _operation(route: ApiRoute, needs_key: bool) -> dict[str, Any]:
+    statuses = [status for status in route.statuses if status != 401 or needs_key]
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.method.lower() + route.path.replace("/", "_").replace("{", "").replace("}", ""),
+        "responses": {"200": _success(route)} | {str(status): _error(route, status) for status in statuses},
+    }
+    if needs_key and not route.is_open:
+        operation["security"] = [{"bearer": []}, {"x-api-key": []}]
+    if "{model_id}" in route.path:
+        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if route.request is not None:
+        content = {"application/json": {"schema": _reference(route.request)}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _success(route: ApiRoute) -> dict[str, Any]:
+    json = {"schema": _OBJECT if route.response is None else _reference(route.response)}
+    text = {"schema": {"type": "string"}}
+    content: dict[str, Any] = {
+        "json": {"application/json": json},
+        "stream or json": {"application/json": json, "text/event-stream": text},
+        "events": {"text/event-stream": text},
+        "text": {"text/plain": text},
+    }[route.answer]
+    return {"description": route.summary, "content": content}
+
+
+def _error(route: ApiRoute, status: int) -> dict[str, Any]:
+    error: dict[str, Any] = {
+        "description": _REASONS[status],
+        "content": {"application/json": {"schema": _reference(route.error or ErrorBody)}},
+    }
+    if status in (429, 503):
+        error["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
+    return error
+
+
+def _reference(type_: type[Struct]) -> dict[str, str]:
+    return {"$ref": _REF.format(name=type_.__name__)}
+
+
+def _cleaned(schema: Any) -> Any:  # noqa: ANN401  (JSON)
+    """Without our own notes on what is not supported."""
+    if isinstance(schema, dict):
+        return {key: _cleaned(value) for key, value in schema.items() if key not in ("neutral", "default") or value}
+    return [_cleaned(each) for each in schema] if isinstance(schema, list) else schema
