@@ -24,6 +24,7 @@ class MistralParser:
         self._list: JsonListParser | None = None
         self._arguments: ObjectReader | None = None
         self._num_calls = 0
+        self._after_call = False
 
     def feed(self, text: str) -> list[Part]:
         if self._list is not None:
@@ -40,7 +41,16 @@ class MistralParser:
         rest, self._pending = self._pending, ""
         if self._in_calls and self._arguments is None:
             rest = BEGIN + rest
-        return [TextPart(rest)] if rest.strip() else []
+        return self._text(rest)
+
+    def _text(self, text: str) -> list[Part]:
+        """White space behind a call separates it from the next, and is no text."""
+        if self._after_call:
+            text = text.lstrip()
+        if not text:
+            return []
+        self._after_call = False
+        return [TextPart(text)]
 
     def _advance(self, parts: list[Part]) -> bool:
         if self._arguments is not None:
@@ -50,16 +60,14 @@ class MistralParser:
                 parts.append(ToolCallArguments(self._num_calls, arguments))
             if self._arguments.done:
                 self._num_calls += 1
-                self._arguments, self._in_calls = None, False
+                self._arguments, self._in_calls, self._after_call = None, False, True
             return bool(self._pending)
         return self._advance_call(parts) if self._in_calls else self._advance_text(parts)
 
     def _advance_text(self, parts: list[Part]) -> bool:
         at = self._pending.find(BEGIN)
         end = at if at >= 0 else len(self._pending) - num_held(self._pending, (BEGIN,))
-        text = self._pending[:end]
-        if text and (text.strip() or not self._num_calls):
-            parts.append(TextPart(text))
+        parts += self._text(self._pending[:end])
         self._pending = self._pending[end + (len(BEGIN) if at >= 0 else 0) :]
         self._in_calls = at >= 0
         return self._in_calls
@@ -73,21 +81,19 @@ class MistralParser:
                 self._list = JsonListParser(self._num_calls, in_front=BEGIN)
                 self._pending = ""
                 parts += self._list.feed(text)
-            elif inside:
-                self._give_up(parts)
-            return False
+            return bool(inside) and self._list is None and self._give_up(parts)
         at = text.find("{")
         name = text[: max(at, 0)].strip().removesuffix(ARGS).strip()
         if at < 0 and len(text) <= MAX_NAME:
             return False
         if not name or len(name) > MAX_NAME:
-            self._give_up(parts)
-            return False
+            return self._give_up(parts)
         parts.append(ToolCallBegin(self._num_calls, new_call_id(), name))
         self._pending, self._arguments = text[at:], ObjectReader()
         return True
 
-    def _give_up(self, parts: list[Part]) -> None:
-        """No call follows the marker."""
-        parts.append(TextPart(BEGIN + self._pending))
-        self._pending, self._in_calls = "", False
+    def _give_up(self, parts: list[Part]) -> bool:
+        """No call follows the marker: it is text, and so may be what stands behind it. True."""
+        parts += self._text(BEGIN)
+        self._in_calls = False
+        return True
