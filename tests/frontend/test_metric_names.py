@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dashboard_queries import all_panels, metric_names
 from fakes import tokens_reply
 from frontend_server import FrontendServer
 from prometheus_client.core import Metric
@@ -54,6 +55,15 @@ def test_every_metric_has_its_type_and_labels(
         assert {sample.name.removeprefix(metric.name) for sample in metric.samples} == suffixes
         for sample in metric.samples:
             assert set(sample.labels) - {"le"} == USUAL, sample
+
+
+def test_every_metric_that_vllm_s_dashboards_ask_for_is_there(server: FrontendServer) -> None:
+    samples = {sample.name for family in families(server).values() for sample in family.samples}
+    panels = all_panels()
+    assert len(panels) > 60
+    for panel in panels:
+        assert metric_names(panel.query), panel
+        assert metric_names(panel.query) <= samples, panel
 
 
 def test_ends_are_told_apart_by_reason(server: FrontendServer) -> None:

@@ -144,6 +144,17 @@ def test_what_is_no_call_is_text(make: Callable[[], MessageParser], text: str) -
         assert not message.tool_calls
 
 
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [(JsonListParser, '[{"name": "f", "parameters": '), (MistralParser, '[TOOL_CALLS] [{"name": "f", "arguments": {')],
+)
+def test_a_call_that_was_cut_off_leaves_no_bracket_as_text(make: Callable[[], MessageParser], text: str) -> None:
+    for at in range(len(text) + 1):
+        message, _ = run(make(), text, [at])
+        assert message.text == ""
+        assert [call.name for call in message.tool_calls] == ["f"]
+
+
 ALL: list[Callable[[], MessageParser]] = [
     HermesParser, LlamaJsonParser, MistralParser, JsonListParser, lambda: NamedCallParser("f"),
     lambda: ReasoningParser(HermesParser(), False), lambda: ReasoningParser(MistralParser(), True),

@@ -31,8 +31,8 @@ class JsonListParser:
 
     def end(self) -> list[Part]:
         rest = self._skipped
-        if self._reader is not None and not self._reader.begun:
-            rest += self._reader.raw
+        if self._reader is not None:
+            rest = "" if self._reader.begun else rest + self._reader.raw
         return [TextPart(rest)] if rest.strip() and not self._ended else []
 
     def _feed_between(self, text: str) -> str:

@@ -1,0 +1,88 @@
+"""lm-evaluation-harness, `local-completions`, on a task of its own: multiple choice by loglikelihood, no network.
+
+`ALBIREO_SAMPLES`, where it is set, is the file that gets each item's texts and loglikelihood.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from command import run
+from steps import Check
+
+ITEMS = [
+    ("The os module", " provides a portable way of using operating system dependent functionality.", " eats fish."),
+    ("If the argument is omitted,", " the current working directory is used.", " purple trains sleep."),
+    ("Raises ValueError", " if the list is empty.", " because tomorrow is a colour."),
+    ("Return True if", " path is an existing file.", " the moon is made of cheese."),
+    ("def join(a, b):\n    return", " a + b", " 17 elephants"),
+    ("Changed in version 3.", "11: Added support for", "q: zzz"),
+    ("A list is", " a mutable sequence.", " 🙂 naïve 日本語"),
+    ("The quick brown fox", " jumps over the lazy dog", ""),
+]
+LONG = "The module defines the following functions and constants. " * 40
+
+TASK = """task: albireo_local
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {items}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: 0
+doc_to_choice: "{{{{choices}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+metadata:
+  version: 1
+"""
+
+check = Check()
+
+
+def write_task(folder: Path) -> None:
+    """The task's yaml and its items."""
+    items = [(question, first, second or " sits under it") for question, first, second in ITEMS]
+    items += [(LONG[:-1], " They are described below.", " Bananas.")]
+    lines = [json.dumps({"question": question, "choices": choices}) for question, *choices in items]
+    (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "albireo_local.yaml").write_text(TASK.format(items=folder / "items.jsonl"))
+
+
+def loglikelihoods() -> str:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_task(folder)
+        arguments = {
+            "model": check.model, "base_url": f"{check.base_url}/v1/completions", "tokenizer": check.tokenizer,
+            "num_concurrent": 4, "max_retries": 1, "max_length": 1024,
+        }  # fmt: skip
+        run(
+            "lm_eval", "--model", "local-completions", "--tasks", "albireo_local", "--include_path", name,
+            "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
+            "--output_path", f"{name}/out", "--log_samples",
+        )  # fmt: skip
+        (results,) = folder.glob("out/**/results_*.json")
+        (samples,) = folder.glob("out/**/samples_*.jsonl")
+        accuracy = json.loads(results.read_text())["results"]["albireo_local"]["acc,none"]
+        found = [told(sample) for line in samples.open() for sample in [json.loads(line)]]
+    pairs = [pair for sample in found for pair in sample]
+    if target := os.environ.get("ALBIREO_SAMPLES"):
+        Path(target).write_text(json.dumps(pairs))
+    return f"acc {accuracy:.2f}, {len(pairs)} loglikelihoods, the first {pairs[0]['loglikelihood']:.3f}"
+
+
+def told(sample: dict) -> list[dict]:
+    """Texts and loglikelihood of each choice of an item."""
+    requests = [sample["arguments"][key] for key in sorted(sample["arguments"])]
+    return [
+        {"context": request["arg_0"], "continuation": request["arg_1"], "loglikelihood": float(response[0][0])}
+        for request, response in zip(requests, sample["resps"], strict=True)
+    ]
+
+
+check.step("multiple choice by local-completions", loglikelihoods)
+check.end()
