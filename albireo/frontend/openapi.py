@@ -1,6 +1,6 @@
 """`GET /openapi.json`: written from the types that validate requests, so that it cannot say anything else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from albireo.errors import ErrorBody
 from albireo.frontend.api_routes import API_ROUTES, ApiRoute
 from albireo.frontend.json_response import send_json
+from albireo.frontend.requests import unsupported_fields
 from albireo.frontend.service import Service
 
 _REF: Final = "#/components/schemas/{name}"
@@ -30,22 +31,26 @@ class OpenApi:
     """ASGI endpoint."""
 
     def __init__(self, service: Service) -> None:
-        self._body = msgspec.json.encode(openapi_document(service.config.version, bool(service.config.api_keys)))
+        config = service.config
+        document = openapi_document(config.version, config.served_model_names, bool(config.api_keys))
+        self._body = msgspec.json.encode(document)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, 200, self._body)
 
 
-def openapi_document(version: str, needs_key: bool) -> dict[str, Any]:
-    """OpenAPI 3.1."""
+def openapi_document(version: str, models: Sequence[str], needs_key: bool) -> dict[str, Any]:
+    """OpenAPI 3.1. Fields that are known only to be refused are left out."""
     types = {type_ for route in API_ROUTES for type_ in _types(route)}
     ordered = sorted(types, key=lambda type_: type_.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
+    for type_ in ordered:
+        _describe_fields(schemas[type_.__name__].get("properties", {}), type_, models)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Albireo", "version": version, "description": "An LLM serving runtime."},
-        "paths": _paths(API_ROUTES, needs_key),
-        "components": {"schemas": {name: _cleaned(schema) for name, schema in schemas.items()}},
+        "paths": _paths(API_ROUTES, models, needs_key),
+        "components": {"schemas": schemas},
     }
     if needs_key:
         document["components"]["securitySchemes"] = {
@@ -59,14 +64,21 @@ def _types(route: ApiRoute) -> Iterable[type[Struct]]:
     return (type_ for type_ in (route.request, route.response, route.error) if type_ is not None)
 
 
-def _paths(routes: Iterable[ApiRoute], needs_key: bool) -> dict[str, Any]:
+def _describe_fields(properties: dict[str, Any], type_: type[Struct], models: Sequence[str]) -> None:
+    for name in unsupported_fields(type_):
+        properties.pop(name, None)
+    if "model" in properties:
+        properties["model"] = {"enum": list(models)}
+
+
+def _paths(routes: Iterable[ApiRoute], models: Sequence[str], needs_key: bool) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, needs_key)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, models, needs_key)
     return paths
 
 
-def _operation(route: ApiRoute, needs_key: bool) -> dict[str, Any]:
+def _operation(route: ApiRoute, models: Sequence[str], needs_key: bool) -> dict[str, Any]:
     statuses = [status for status in route.statuses if status != 401 or needs_key]
     operation: dict[str, Any] = {
         "summary": route.summary,
@@ -76,7 +88,8 @@ def _operation(route: ApiRoute, needs_key: bool) -> dict[str, Any]:
     if needs_key and not route.is_open:
         operation["security"] = [{"bearer": []}, {"x-api-key": []}]
     if "{model_id}" in route.path:
-        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        schema: dict[str, Any] = {"enum": list(models)}
+        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": schema}]
     if route.request is not None:
         content = {"application/json": {"schema": _reference(route.request)}}
         operation["requestBody"] = {"required": True, "content": content}
@@ -88,8 +101,8 @@ def _success(route: ApiRoute) -> dict[str, Any]:
     text = {"schema": {"type": "string"}}
     content: dict[str, Any] = {
         "json": {"application/json": json},
-        "stream or json": {"application/json": json, "text/event-stream": text},
-        "events": {"text/event-stream": text},
+        "stream or json": {"application/json": json, "text/event-stream": {}},
+        "events": {"text/event-stream": {}},
         "text": {"text/plain": text},
     }[route.answer]
     return {"description": route.summary, "content": content}
@@ -107,10 +120,3 @@ def _error(route: ApiRoute, status: int) -> dict[str, Any]:
 
 def _reference(type_: type[Struct]) -> dict[str, str]:
     return {"$ref": _REF.format(name=type_.__name__)}
-
-
-def _cleaned(schema: Any) -> Any:  # noqa: ANN401  (JSON)
-    """Without our own notes on what is not supported."""
-    if isinstance(schema, dict):
-        return {key: _cleaned(value) for key, value in schema.items() if key not in ("neutral", "default") or value}
-    return [_cleaned(each) for each in schema] if isinstance(schema, list) else schema

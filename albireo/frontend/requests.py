@@ -37,7 +37,7 @@ def unsupported(*neutral: object) -> Meta:
 
 
 @functools.cache
-def _unsupported_fields(request_type: type[Struct]) -> dict[str, tuple[object, ...]]:
+def unsupported_fields(request_type: type[Struct]) -> dict[str, tuple[object, ...]]:
     """Neutral values by name, of every unsupported field of a request type."""
     hints = get_type_hints(request_type, include_extras=True)
     return {
@@ -50,7 +50,7 @@ def _unsupported_fields(request_type: type[Struct]) -> dict[str, tuple[object, .
 
 def refuse_unsupported(request: Struct, path: str = "") -> None:
     """Raises RequestError for the first unsupported field that asks for something; `path` goes before its name."""
-    for name, neutral in _unsupported_fields(type(request)).items():
+    for name, neutral in unsupported_fields(type(request)).items():
         raw = getattr(request, name)
         if raw != _ABSENT and not _is_neutral(raw, neutral):
             field = path + name
