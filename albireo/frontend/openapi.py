@@ -8,7 +8,7 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from albireo.errors import ErrorBody
-from albireo.frontend.api_routes import API_ROUTES, ApiRoute
+from albireo.frontend.api_routes import API_ROUTES, Answer, ApiRoute
 from albireo.frontend.json_response import send_json
 from albireo.frontend.requests import unsupported_fields
 from albireo.frontend.service import Service
@@ -97,15 +97,15 @@ def _operation(route: ApiRoute, models: Sequence[str], needs_key: bool) -> dict[
 
 
 def _success(route: ApiRoute) -> dict[str, Any]:
-    json = {"schema": _OBJECT if route.response is None else _reference(route.response)}
+    json: dict[str, Any] = {"schema": _OBJECT if route.response is None else _reference(route.response)}
     text = {"schema": {"type": "string"}}
-    content: dict[str, Any] = {
+    contents: dict[Answer, dict[str, Any]] = {
         "json": {"application/json": json},
         "stream or json": {"application/json": json, "text/event-stream": {}},
         "events": {"text/event-stream": {}},
         "text": {"text/plain": text},
-    }[route.answer]
-    return {"description": route.summary, "content": content}
+    }
+    return {"description": route.summary, "content": contents[route.answer]}
 
 
 def _error(route: ApiRoute, status: int) -> dict[str, Any]:
