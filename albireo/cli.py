@@ -169,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.offline_cli import add_latency_arguments, add_throughput_arguments
     from albireo.bench.pipeline_cli import add_pipeline_arguments
     from albireo.chat.cli import add_chat_arguments
+    from albireo.doctor.cli import add_doctor_arguments
     from albireo.trace.cli import add_trace_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
@@ -177,6 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
     add_chat_arguments(commands.add_parser("chat", help="talk to a model in this terminal"))
+    add_doctor_arguments(commands.add_parser("doctor", help="what this machine has, what would fit, what is missing"))
     add_trace_arguments(commands.add_parser("trace", help="show what each process did in each step"))
     bench = commands.add_parser("bench", help="measure a server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
@@ -276,6 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from albireo.chat.cli import run_chat
 
         return run_chat(args, serve_flags)
+    if args.command == "doctor":
+        from albireo.doctor.cli import run_doctor
+
+        return run_doctor(args)
     if args.command == "trace":
         from albireo.trace.cli import run_trace
 

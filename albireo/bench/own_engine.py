@@ -13,6 +13,7 @@ from albireo.bench.outcome import RequestOutcome, judge
 from albireo.bench.progress import progress_bar
 from albireo.bench.prompts import Prompt
 from albireo.bench.settings import ServeBenchSettings
+from albireo.config import environment_api_keys
 from albireo.engine_file import EngineInfo
 from albireo.engine_process import EngineProcess
 
@@ -75,9 +76,12 @@ class Waves:
         self._pool = pool
         self._settings = settings
         self._prompts = prompts
+        # the server has the keys of the environment too
+        keys = environment_api_keys()
+        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
         self._requests = [
             http_request(
-                "POST", settings.endpoint, pool.url.netloc, {}, completion_body(settings, engine.model_name, p)
+                "POST", settings.endpoint, pool.url.netloc, headers, completion_body(settings, engine.model_name, p)
             )
             for p in prompts
         ]

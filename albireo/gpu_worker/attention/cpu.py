@@ -41,11 +41,17 @@ def make_attention(dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_d
     """
     if dtype not in {torch.bfloat16, torch.float32}:
         raise ValueError(f"attention runs in bfloat16 or float32, not {dtype}")
-    group = num_heads // num_kv_heads
-    if head_dim % 16 == 0 and block_size % 8 == 0 and SPLIT % block_size == 0 and group <= COLUMNS:
+    if fits_kernels(num_heads, num_kv_heads, head_dim, block_size):
         return CpuAttention(dtype, torch.get_num_threads())
+    group = num_heads // num_kv_heads
     logger.warning("no fast attention for heads of %d, groups of %d and blocks of %d", head_dim, group, block_size)
     return OracleAttention()
+
+
+def fits_kernels(num_heads: int, num_kv_heads: int, head_dim: int, block_size: int) -> bool:
+    """Whether the fast attention takes these sizes."""
+    group = num_heads // num_kv_heads
+    return head_dim % 16 == 0 and block_size % 8 == 0 and SPLIT % block_size == 0 and group <= COLUMNS
 
 
 def kernel_makers(dtype: torch.dtype) -> tuple[Callable[[], Kernel], Callable[[], Kernel]]:
