@@ -25,6 +25,9 @@ SGLANG_NAMES = {
 
 
 REFUSED = {
+    "--revision": "checkpoints are local folders, nothing is downloaded",
+    "--quantization": "weights are computed as bfloat16 or float32",
+    "--replicas": "one replica is served; start more behind a balancer",
     "--trust-remote-code": "code in a checkpoint is never run; the model families that are supported need none",
 }
 """Flags that other servers have and that are left out on purpose."""
@@ -101,8 +104,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--load-format", choices=["auto", "safetensors", "dummy"], default="auto")
     model.add_argument("--seed", type=in_range(0, 2**32 - 1), default=0, help="of dummy weights")
     model.add_argument("--chat-template", metavar="FILE", help="Jinja template in place of the checkpoint's")
-    model.add_argument("--generation-config", choices=["auto", "vllm"], default="auto",
-                       help="auto: sampling defaults from generation_config.json; vllm: the API's own")  # fmt: skip
+    model.add_argument("--generation-config", metavar="auto|vllm|PATH", default="auto",
+                       help="sampling defaults: auto, the checkpoint's generation_config.json (the default); vllm, the "
+                            "API's own; or the folder of another such file")  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
                         help="auto: cuda if there is a GPU, else cpu; null runs no model")  # fmt: skip
@@ -119,6 +123,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
                         help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
     engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")
+    engine.add_argument("--kv-cache-dtype", choices=["auto"], default="auto", help="the KV cache's is the model's")
     engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE",
                         help="of a GPU's memory, for weights, steps and KV cache together (default: 0.9)")  # fmt: skip
     engine.add_argument("--enforce-eager", action="store_true",
@@ -235,7 +240,7 @@ def run_serve(args: argparse.Namespace) -> int:
             num_frontends=args.frontends,
             max_logprobs=args.max_logprobs,
             chat_template=args.chat_template,
-            use_generation_config=args.generation_config == "auto",
+            generation_config=args.generation_config,
             log_level=args.log_level,
             web_page=not args.disable_web_page,
             enable_auto_tool_choice=args.enable_auto_tool_choice,

@@ -7,7 +7,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from albireo import __version__, limits
-from albireo.checkpoint import GenerationDefaults
+from albireo.checkpoint import CheckpointError, GenerationDefaults
+from albireo.checkpoint.generation import read_generation_config
 from albireo.config import (
     CoordinatorConfig,
     FrontendConfig,
@@ -43,7 +44,8 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     max_logprobs: int
     chat_template: str | None
     """Path of a template file, or the template itself."""
-    use_generation_config: bool
+    generation_config: str
+    """`auto`, `vllm`, or a folder."""
     log_level: str
     web_page: bool = True
     enable_auto_tool_choice: bool = False
@@ -111,6 +113,20 @@ def child_specs(
         for index in range(args.num_frontends)
     ]
     return [*workers, *frontends, coordinator, *grammars]
+
+
+def _generation_defaults(source: str, engine: EnginePlan) -> GenerationDefaults:
+    """Raises StartupError."""
+    if source in ("auto", "vllm"):
+        return engine.checkpoint.defaults if source == "auto" else GenerationDefaults()
+    folder = Path(source)
+    if not (folder / "generation_config.json").is_file():
+        raise StartupError(f"--generation-config: {folder} has no generation_config.json (or say auto, or vllm)")
+    model = engine.checkpoint.model
+    try:
+        return read_generation_config(folder, model.vocab_size, model.eos_token_ids)[0]
+    except CheckpointError as error:
+        raise StartupError(f"--generation-config: {error}") from error
 
 
 def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> list[ChildSpec]:
@@ -201,7 +217,7 @@ def _frontend_spec(
         scheduler=engine.scheduler,
         segments=segments,
         model=engine.checkpoint.model,
-        generation_defaults=engine.checkpoint.defaults if args.use_generation_config else GenerationDefaults(),
+        generation_defaults=_generation_defaults(args.generation_config, engine),
         served_model_names=names,
         tokenizer_path=engine.tokenizer_path,
         chat_template=template,

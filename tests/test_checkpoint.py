@@ -172,8 +172,8 @@ def generation(tmp_path: Path, settings: dict[str, Any]) -> tuple[GenerationDefa
 def test_generation_config_gives_sampling_defaults_and_eos_ids(tmp_path: Path) -> None:
     settings = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [151645, 151643]}
     assert generation(tmp_path, settings) == (GenerationDefaults(0.6, 0.95, 20, None), (151645, 151643))
-    assert generation(tmp_path, {"min_p": 0.1, "top_k": -1, "eos_token_id": 7}) == (
-        GenerationDefaults(top_k=0, min_p=0.1),
+    assert generation(tmp_path, {"min_p": 0.1, "top_k": -1, "repetition_penalty": 1.05, "eos_token_id": 7}) == (
+        GenerationDefaults(top_k=0, min_p=0.1, repetition_penalty=1.05),
         (7,),
     )
 

@@ -231,7 +231,7 @@ def _start(run_dir: str, socket_fd: int) -> subprocess.Popen[bytes]:
         engine=EngineArgs(model=str(DEMO_MODEL)), address=ListenAddress("", 0), served_model_names=(), api_keys=(),
         root_path="",
         access_log=False, shutdown_timeout_s=1.0, worker_timeout_s=30.0, num_frontends=1, max_logprobs=20,
-        chat_template=None, use_generation_config=False, log_level="warning",
+        chat_template=None, generation_config="vllm", log_level="warning",
     )  # fmt: skip
     segments = create_segments(plan.scheduler, 1, process_names(1))
     EngineStats(segments.stats).engine["heartbeat_ns"] = time.monotonic_ns()

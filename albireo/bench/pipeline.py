@@ -148,7 +148,7 @@ def _server_specs(engine: EnginePlan, listener: socket.socket) -> MakeSpecs:
         max_logprobs=0,
         num_frontends=1,
         chat_template=None,
-        use_generation_config=False,
+        generation_config="vllm",
         log_level=_LOG_LEVEL,
     )
     return lambda run_dir, segments: child_specs(

@@ -19,6 +19,9 @@ class GenerationFields(Struct, frozen=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=limits.MAX_TOP_K)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: (
+        Annotated[float, Meta(ge=1 / limits.MAX_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY)] | None
+    ) = None
     eos_token_id: EosField | UnsetType = UNSET
 
 
@@ -43,4 +46,5 @@ def read_generation_config(
     if fields.do_sample is False:
         return GenerationDefaults(), eos
     top_k = None if fields.top_k is None else max(fields.top_k, 0)
-    return GenerationDefaults(fields.temperature, fields.top_p, top_k, fields.min_p), eos
+    defaults = GenerationDefaults(fields.temperature, fields.top_p, top_k, fields.min_p, fields.repetition_penalty)
+    return defaults, eos

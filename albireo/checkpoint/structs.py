@@ -70,6 +70,7 @@ class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 class Checkpoint(Struct, frozen=True, forbid_unknown_fields=True):

@@ -72,7 +72,7 @@ def sampling_params(
         min_tokens=_min_tokens(request, max_tokens),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=_first(request.repetition_penalty, None, 1.0),
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=biases,
         bad_words=bad_words,
         logprobs=logprobs,
