@@ -44,6 +44,11 @@ def completion() -> str:
     return OpenAI(model=check.model, base_url=url, api_key="none", max_tokens=12, temperature=0).invoke("The")
 
 
+def by_responses() -> str:
+    answer = chat.model_copy(update={"use_responses_api": True}).invoke(QUESTION)
+    return answer.text if isinstance(answer.text, str) else str(answer.content)
+
+
 def structured() -> str:
     answer = chat.with_structured_output(Weather, method="json_schema").invoke(QUESTION)
     assert isinstance(answer, Weather)
@@ -65,6 +70,7 @@ def tools() -> str:
 check.step("invoke", invoke)
 check.step("stream", stream)
 check.step("OpenAI (completions)", completion)
+check.step("invoke, use_responses_api", by_responses)
 check.step("with_structured_output, json_schema", structured)
 check.step("with_structured_output, function_calling", by_function_calling)
 check.step("bind_tools, any", tools)

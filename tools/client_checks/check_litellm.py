@@ -46,6 +46,12 @@ def hosted_vllm() -> str:
     return "the same text"
 
 
+def by_messages() -> str:
+    answer: Any = litellm.completion(**common | {"model": f"anthropic/{check.model}", "api_base": check.base_url})
+    assert answer.choices[0].message.content == completion()
+    return "the same text"
+
+
 def tools() -> str:
     parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
@@ -59,5 +65,6 @@ check.step("completion, streamed", stream)
 check.step("acompletion", asynchronous)
 check.step("text_completion", text_completion)
 check.step("hosted_vllm/", hosted_vllm)
+check.step("anthropic/", by_messages)
 check.step("tools, required", tools)
 check.end()

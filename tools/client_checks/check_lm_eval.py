@@ -40,6 +40,25 @@ metadata:
   version: 1
 """
 
+GENERATION = """task: albireo_generation
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {items}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs:
+  until: [".", "\\n\\n"]
+  max_gen_toks: 24
+  do_sample: false
+metric_list:
+  - metric: exact_match
+metadata:
+  version: 1
+"""
+
 check = Check()
 
 
@@ -50,21 +69,36 @@ def write_task(folder: Path) -> None:
     lines = [json.dumps({"question": question, "choices": choices}) for question, *choices in items]
     (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "albireo_local.yaml").write_text(TASK.format(items=folder / "items.jsonl"))
+    (folder / "albireo_generation.yaml").write_text(GENERATION.format(items=folder / "items.jsonl"))
+
+
+def evaluate(name: str, model: str, path: str, task: str, *more: str) -> None:
+    """Runs lm_eval on a task in the folder `name`; what it writes is in its folder `out`."""
+    write_task(Path(name))
+    arguments = {
+        "model": check.model, "base_url": check.base_url + path, "tokenizer": check.tokenizer,
+        "num_concurrent": 4, "max_retries": 1, "max_length": 1024,
+    }  # fmt: skip
+    run(
+        "lm_eval", "--model", model, "--tasks", task, "--include_path", name,
+        "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
+        "--output_path", f"{name}/out", "--log_samples", *more,
+    )  # fmt: skip
+
+
+def generation(model: str, path: str, *more: str) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        evaluate(name, model, path, "albireo_generation", *more)
+        (samples,) = Path(name).glob("out/**/samples_*.jsonl")
+        texts = [json.loads(line)["resps"][0][0] for line in samples.open()]
+    assert any(texts) and not any("." in text for text in texts), texts
+    return f"{len(texts)} answers, the first {texts[0]!r}"
 
 
 def loglikelihoods() -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_task(folder)
-        arguments = {
-            "model": check.model, "base_url": f"{check.base_url}/v1/completions", "tokenizer": check.tokenizer,
-            "num_concurrent": 4, "max_retries": 1, "max_length": 1024,
-        }  # fmt: skip
-        run(
-            "lm_eval", "--model", "local-completions", "--tasks", "albireo_local", "--include_path", name,
-            "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
-            "--output_path", f"{name}/out", "--log_samples",
-        )  # fmt: skip
+        evaluate(name, "local-completions", "/v1/completions", "albireo_local")
         (results,) = folder.glob("out/**/results_*.json")
         (samples,) = folder.glob("out/**/samples_*.jsonl")
         accuracy = json.loads(results.read_text())["results"]["albireo_local"]["acc,none"]
@@ -85,4 +119,9 @@ def told(sample: dict) -> list[dict]:
 
 
 check.step("multiple choice by local-completions", loglikelihoods)
+check.step("generate_until by local-completions", lambda: generation("local-completions", "/v1/completions"))
+check.step(
+    "generate_until by local-chat-completions",
+    lambda: generation("local-chat-completions", "/v1/chat/completions", "--apply_chat_template"),
+)
 check.end()
