@@ -112,7 +112,7 @@ class CpuDevice:
         logits = self._programs.run(rows.slots) if inputs is None else self._compute_logits(plan, inputs, result)
         if logits is not None:
             recorder.mark(Part.FORWARD)
-            sampled = self._sample_open(logits, rows, inputs, plan.counts().sampling_slice, result)
+            sampled = self._sample(logits, rows, inputs, plan.counts().sampling_slice, result)
         if inputs is None or inputs.input_ids.numel():
             end_ns = recorder.mark(Part.FORWARD if sampled is None else Part.SAMPLE)
         result.header["end_ns"] = end_ns
@@ -142,38 +142,39 @@ class CpuDevice:
         self._beat()
         return self._model.compute_logits(hidden)
 
-    def _sample_open(
+    def _sample(
         self, logits: torch.Tensor, rows: StepRows, inputs: StepInputs | None, sampling_slice: int, result: TokenSlot
     ) -> tuple[Int32s, Int32s]:
-        """As `_sample`, but rows that wait for their grammar's mask stay where they are, and get `WAITED`."""
-        is_open = self._gate.open_rows(rows.slots, rows.positions) if self._gate else None
+        """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state. Rows that
+        wait for their grammar's mask are sampled too, for nothing: leaving them out would take a copy of the logits."""
+        state, slots, table = self.state, rows.slots, self.state.sampling
+        is_open = self._gate.open_rows(slots, rows.positions) if self._gate else None
+        sampled = self._sampler.sample(logits, slots, rows.positions, sampling_slice)
+        tokens = sampled.tokens
+        finish = check_stop(tokens, slots, table.stop_ids, table.num_eos_ids, table.num_stop_ids)
+        if sampled.logprobs.size:
+            self._write_row_logprobs(sampled.logprobs, rows, is_open, result)
         if is_open is None:
-            return self._sample(logits, rows, sampling_slice, result)
+            table.observe(slots, tokens)
+            state.advance(slots, tokens, (rows.positions + 1).astype(np.int32), finish != Finish.NONE)
+            return tokens, finish
         if inputs is not None:  # a prompt that ends here is from now on a row whose last token is to be computed again
             last = inputs.input_ids.numpy()[inputs.sampled_tokens]
-            self.state.last_token[rows.slots], self.state.num_tokens[rows.slots] = last, rows.positions
-        tokens = np.full(is_open.size, WAITED, np.int32)
-        finish = np.full(is_open.size, Finish.NONE, np.int32)
-        if is_open.any():
-            open_rows = StepRows(rows.slots[is_open], rows.positions[is_open], rows.live, rows.result_slots)
-            sampled = self._sample(logits[torch.from_numpy(is_open)], open_rows, sampling_slice, result)
-            tokens[is_open], finish[is_open] = sampled
-        return tokens, finish
+            state.last_token[slots], state.num_tokens[slots] = last, rows.positions
+        going, taken = slots[is_open], tokens[is_open]
+        table.observe(going, taken)
+        state.advance(going, taken, (rows.positions[is_open] + 1).astype(np.int32), finish[is_open] != Finish.NONE)
+        return np.where(is_open, tokens, np.int32(WAITED)), np.where(is_open, finish, np.int32(Finish.NONE))
 
-    def _sample(
-        self, logits: torch.Tensor, rows: StepRows, sampling_slice: int, result: TokenSlot
-    ) -> tuple[Int32s, Int32s]:
-        """Next tokens of the sampled rows and their `Finish`, both int32 [num_sampled]; updates the state."""
-        state, slots = self.state, rows.slots
-        sampled = self._sampler.sample(logits, slots, rows.positions, sampling_slice)
-        tokens, table = sampled.tokens, state.sampling
-        if sampled.logprobs.size:
-            asked = table.num_logprobs[slots] >= 0
-            self._write_logprobs(sampled.logprobs, slots[asked], rows.positions[asked], result)
-        table.observe(slots, tokens)
-        finish = check_stop(tokens, slots, table.stop_ids, table.num_eos_ids, table.num_stop_ids)
-        state.advance(slots, tokens, (rows.positions + 1).astype(np.int32), finish != Finish.NONE)
-        return tokens, finish
+    def _write_row_logprobs(
+        self, records: npt.NDArray[Any], rows: StepRows, is_open: npt.NDArray[np.bool_] | None, result: TokenSlot
+    ) -> None:
+        """`records`: of the rows that asked."""
+        asked = self.state.sampling.num_logprobs[rows.slots] >= 0
+        if is_open is not None:
+            records = records[is_open[asked]]
+            asked &= is_open
+        self._write_logprobs(records, rows.slots[asked], rows.positions[asked], result)
 
     def _score(self, hidden: torch.Tensor, scores: PromptScores, result: TokenSlot) -> None:
         for start in range(0, scores.rows.size, SCORED_ROWS):
