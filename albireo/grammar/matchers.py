@@ -1,6 +1,7 @@
 """The matchers of running requests, and where their masks belong."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import llguidance
 import numpy as np
@@ -9,6 +10,9 @@ from msgspec import Struct
 
 from albireo.grammar.compiler import one_line
 from albireo.shm.grammar_masks import MaskTable, mask_tag
+
+MAX_SERIAL_MASKS: Final = 16
+"""A mask takes 3 to 30 microseconds: for a few, threads are woken for nothing, and take cores from the model."""
 
 
 class Awaits:
@@ -113,8 +117,9 @@ class Matchers:
         if not placed:
             return {}
         scratch = self._scratch
-        if len(placed) == 1:
-            placed[0][1].matcher.unsafe_compute_mask_ptr(scratch.ctypes.data, scratch.strides[0])
+        if len(placed) <= MAX_SERIAL_MASKS:
+            for row, (_, each) in enumerate(placed):
+                each.matcher.unsafe_compute_mask_ptr(scratch[row].ctypes.data, scratch.strides[0])
         else:
             rows = [(each.matcher, row) for row, (_, each) in enumerate(placed)]
             self._executor.unsafe_compute_mask_ptr(rows, scratch.ctypes.data, scratch.strides[0], len(scratch))
