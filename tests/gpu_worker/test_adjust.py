@@ -1,6 +1,7 @@
 """Penalties, bias, bad words and min_tokens: against the definition, OpenAI's formula and transformers' processors."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from albireo.gpu_worker.sampling import arguments
 from albireo.gpu_worker.sampling.adjust import Adjuster
 from albireo.gpu_worker.sampling.adjust_oracle import Adjustments, adjust_row
 from albireo.gpu_worker.sampling.table import SamplingTable
+from albireo.shm.grammar_masks import mask_words
 
 DTYPES = (torch.float32, torch.bfloat16)
 special_logits = st.sampled_from([0.0, -0.0, 3e38, -3e38, 1e-40, math.inf, -math.inf, math.nan])
@@ -63,6 +65,37 @@ def batches(draw: Any) -> tuple[torch.Tensor, list[Adjustments]]:
 
 
 # --- the definition
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    batches(),
+    st.integers(0, VOCAB - 1),
+    st.integers(1, VOCAB),
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+def test_only_what_a_grammar_allows_is_left(
+    drawn: tuple[torch.Tensor, list[Adjustments]], start: int, size: int, seed: int, share: float
+) -> None:
+    logits, batch = drawn
+    size = min(size, VOCAB - start)
+    generator = np.random.default_rng(seed)
+    bits = np.zeros((len(batch), mask_words(VOCAB) * 32), np.bool_)
+    bits[:, :VOCAB] = generator.random((len(batch), VOCAB)) < share
+    bits[:, 32:64] = generator.random() < 0.5
+    masks = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    table = SamplingTable(len(batch), MAX_MODEL_LEN, masks)
+    admit(table, dict(enumerate(batch)))
+    has_grammar = generator.random(len(batch)) < 0.7
+    table.has_grammar[:] = has_grammar
+    table.is_special |= has_grammar
+    slots, positions = np.arange(len(batch), dtype=np.int32), np.array([position_of(r) for r in batch])
+    got = outcome(Adjuster(start, size), logits[:, start : start + size].contiguous(), slots, positions, table)
+    for row, request in enumerate(batch):
+        allowed = set(np.flatnonzero(bits[row]).tolist()) if has_grammar[row] else None
+        constrained = replace(request, allowed=allowed)
+        assert same(got[row], adjust_row(logits[row].float().numpy(), constrained)[start : start + size])
 
 
 @settings(deadline=None, max_examples=200)

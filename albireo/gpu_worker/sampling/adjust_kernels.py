@@ -115,11 +115,19 @@ def _penalise(
 
 @njit(**CALLED)
 def _allow(values: Any, start: Any, mask: Any) -> None:
-    """Rules out what the mask lacks: token t is bit t % 32 of word t // 32."""
-    for i in range(values.size):
-        token = start + i
-        if not (mask[token >> 5] >> (token & 31)) & 1:
-            values[i] = NEG_INF
+    """Rules out what the mask lacks: token t is bit t % 32 of word t // 32. Most words are all ones or all zeros."""
+    for word in range(start >> 5, (start + values.size + 31) >> 5):
+        bits = mask[word]
+        if bits == -1:
+            continue
+        first, end = max(word * 32 - start, 0), min(word * 32 + 32 - start, values.size)
+        if bits == 0:
+            for i in range(first, end):
+                values[i] = NEG_INF
+        else:
+            for i in range(first, end):
+                if not (bits >> ((start + i) & 31)) & 1:
+                    values[i] = NEG_INF
 
 
 @njit(**CALLED)
