@@ -2,7 +2,6 @@
 sent at once. Behind `bench latency` and `bench throughput`."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -63,7 +62,7 @@ def own_engine(model: str, serve_flags: Sequence[str]) -> Iterator[EngineInfo]:
     """Without a prefix cache, as in vLLM: the same prompts again would measure little but that. Raises
     EngineProcessError."""
     arguments = [model, "--no-enable-prefix-caching", "--disable-uvicorn-access-log", *serve_flags]
-    with EngineProcess(arguments, shows_start=os.isatty(2)) as engine:
+    with EngineProcess(arguments, shows_start=True) as engine:
         yield engine
 
 

@@ -92,5 +92,5 @@ def _client(args: argparse.Namespace, serve_flags: Sequence[str]) -> "Iterator[C
         yield ChatClient(args.base_url, api_key, args.model_name, args.insecure)
         return
     arguments = [*([args.model] if args.model else []), "--disable-uvicorn-access-log", *serve_flags]
-    with EngineProcess(arguments, shows_start=sys.stderr.isatty()) as engine:
+    with EngineProcess(arguments, shows_start=True) as engine:
         yield ChatClient(f"http://127.0.0.1:{engine.port}", api_key, engine.model_name)

@@ -1,5 +1,6 @@
 """`albireo-run chat` at a terminal, against servers of its own and against one that runs."""
 
+import codecs
 import os
 import pty
 import re
@@ -33,6 +34,7 @@ class Typist:
         self.process = process
         self._fd = fd
         self._unread = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         os.set_blocking(fd, False)
 
     def type(self, text: str) -> None:
@@ -44,7 +46,7 @@ class Typist:
         while (match := re.search(pattern, self._unread)) is None:
             assert time.monotonic() < deadline, f"{pattern!r} is not in {self._unread!r}"
             try:
-                self._unread = ESCAPES.sub("", self._unread + os.read(self._fd, 65536).decode())
+                self._unread = ESCAPES.sub("", self._unread + self._decoder.decode(os.read(self._fd, 65536)))
             except BlockingIOError:
                 time.sleep(0.01)
             except OSError:  # the chat has ended
@@ -125,7 +127,8 @@ def test_an_error_of_the_server_is_shown_and_the_conversation_goes_on(server: Se
 
 def test_a_chat_of_its_own_server_shows_the_start_and_leaves_nothing_behind() -> None:
     with chatting("--temperature", "0") as typist:
-        typist.sees("albireo ready: ")
+        typist.sees("starting a server, ")
+        typist.sees("albireo-demo at http://127.0.0.1:")
         typist.sees("› ")
         children = {pid for pid, parent, _ in processes() if parent == typist.process.pid}
         assert len(children) == 1
