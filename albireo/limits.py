@@ -134,6 +134,10 @@ GRAMMAR_LEXER_STATES: Final = 50_000
 GRAMMAR_SYMBOLS: Final = 100_000
 """Most symbols in a compiled grammar's productions; a schema of 100 KB has some 20,000."""
 
+GRAMMAR_REMAINDERS: Final = 300_000
+"""Most states that the `multipleOf` of a schema may need: 4 us and 300 bytes each, and no fuel counts them. 43
+characters of schema took a minute and a gigabyte."""
+
 GRAMMAR_COMPILE_TIMEOUT_S: Final = 5.0
 """A grammar that takes longer is refused. Fuel runs out in less than a second: this is for what it does not count."""
 
@@ -144,7 +148,7 @@ MAX_COMPILED_GRAMMARS: Final = 256
 """Compiled grammars that are kept for the next client that sends the same source; some 100 KB each."""
 
 GRAMMAR_RESTARTS_PER_MINUTE: Final = 3
-"""How often the grammar process is started anew. One that keeps dying is left alone, and grammars are refused."""
+"""How often the grammar process is started anew. After that grammars are refused until the minute is over."""
 
 MAX_LOCAL_TOP_K: Final = 128
 """Largest `top_k` that t ranks decide without moving logits: each sends so many candidates. Beyond it a row takes the

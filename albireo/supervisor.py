@@ -84,7 +84,7 @@ class ChildSpec:
     environment: dict[str, str] = field(default_factory=dict)
     fds: tuple[int, ...] = ()
     restarts_per_minute: int = 0
-    """0: the server ends with it. Else another takes its place, unless it dies more often than that."""
+    """0: the server ends with it. Else another takes its place, up to so many a minute."""
 
 
 class EngineStopped(Exception):
@@ -154,6 +154,8 @@ class Supervisor:
         self._is_up = False
         self._replaced_s: deque[float] = deque()
         """When processes were started anew, in the last minute."""
+        self._missing: deque[ChildSpec] = deque()
+        """Processes that died too often, until that minute is over."""
         self._poller = zmq.Poller()
         self._poller.register(self._control, zmq.POLLIN)
         self._poller.register(signals.fd, zmq.POLLIN)
@@ -202,6 +204,9 @@ class Supervisor:
         self.poll(WATCH_INTERVAL_MS)
         if self._a_rank_is_stuck():
             raise EngineStopped(1)
+        if self._missing and self._may_replace(self._missing[0]):
+            self._display.error(f"{self._missing[0].config.name} is started again")
+            self._spawn(self._missing.popleft())
 
     def _a_rank_is_stuck(self) -> bool:
         """Looks at the heartbeats and says who is stuck, if anybody is."""
@@ -231,22 +236,30 @@ class Supervisor:
         self._poller.unregister(child.pidfd)
         self._bury(child)
         del self._children[child.name]
+        restarts = self._may_replace(child.spec)
+        self._tell("coordinator-0", GrammarDown(child.process.pid, restarts))
+        if restarts:
+            self._spawn(child.spec)
+        else:
+            self._missing.append(child.spec)
+        rest = "another takes its place" if restarts else "so often that it is not started again for a minute"
+        self._display.error(f"{child.name} (pid {child.process.pid}) {how}; {rest}")
+
+    def _may_replace(self, spec: ChildSpec) -> bool:
+        """Whether it has not been started anew too often; if so, this counts."""
         now_s = time.monotonic()
         while self._replaced_s and self._replaced_s[0] < now_s - 60:
             self._replaced_s.popleft()
-        restarts = len(self._replaced_s) < child.spec.restarts_per_minute
-        self._tell("coordinator-0", GrammarDown(child.process.pid, restarts))
-        if restarts:
-            self._replaced_s.append(now_s)
-            self._spawn(child.spec)
-        rest = "another takes its place" if restarts else "it is not started again"
-        self._display.error(f"{child.name} (pid {child.process.pid}) {how}; {rest}")
+        if len(self._replaced_s) >= spec.restarts_per_minute:
+            return False
+        self._replaced_s.append(now_s)
+        return True
 
     def _hear(self) -> None:
         while self._control.poll(0):
             identity, data = self._control.recv_multipart()
             child = self._children.get(identity.decode())
-            if child is not None:  # else the last words of one that was not started again
+            if child is not None:  # else the last words of one whose place is empty
                 child.is_heard = True
                 self._handle(child, self._decoder.decode(data))
 

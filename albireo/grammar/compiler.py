@@ -6,9 +6,12 @@ every mask, and refuses what runs out of it. What would get past that still ends
 """
 
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +68,8 @@ def _grammar(kind: str, source: str) -> str:
     if kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(source)
     if kind == "lark":
+        for schema in _embedded_schemas(source):
+            _check_multiples(schema)
         return llguidance.LLMatcher.grammar_from_lark(source)
     return llguidance.LLMatcher.grammar_from_json_schema(_schema(source), defaults={"whitespace_pattern": WHITESPACE})
 
@@ -76,7 +81,46 @@ def _schema(source: str) -> dict[str, Any]:
         raise GrammarError(f"the schema is not valid JSON: {one_line(str(error))}") from error
     if not isinstance(schema, dict):
         raise GrammarError("the schema must be a JSON object")
+    _check_multiples(schema)
     return schema
+
+
+def _embedded_schemas(source: str) -> list[object]:
+    """What follows `%json` in a Lark grammar."""
+    schemas = []
+    for match in re.finditer(r"%json\s*", source):
+        try:
+            schemas.append(json.JSONDecoder().raw_decode(source, match.end())[0])
+        except (ValueError, RecursionError):  # for the library to refuse, or a comment
+            continue
+    return schemas
+
+
+def _check_multiples(schema: object) -> None:
+    """What fuel does not count: `multipleOf` is an automaton with a state per remainder, those of subschemas that are
+    merged have their least common multiple, and each use of one may be merged with something else."""
+    divisors: list[Decimal] = []
+    uses = 0
+    values = [schema]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            divisor = value.get("multipleOf")
+            if isinstance(divisor, (int, float)) and math.isfinite(divisor) and divisor != 0:
+                divisors.append(Decimal(str(abs(divisor))))
+            uses += ("multipleOf" in value) + ("$ref" in value)
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    if not divisors:
+        return
+    scale = 10 ** max(0, *(-int(divisor.as_tuple().exponent) for divisor in divisors))
+    states = math.lcm(*(int(Fraction(divisor) * scale) for divisor in divisors)) * uses
+    if states > limits.GRAMMAR_REMAINDERS:
+        raise GrammarError(
+            "multipleOf: the least common multiple of a schema's, in units of their last digit, times the number of "
+            f"multipleOf and $ref in it must be at most {limits.GRAMMAR_REMAINDERS}"
+        )
 
 
 def one_line(text: str) -> str:

@@ -90,10 +90,16 @@ class Grammarian:
             case Advance():
                 self._advance(message)
             case Forget():
-                self._matchers.forget(message.handles)
-                for waiting in self._awaited.values():
-                    for handle in message.handles:
-                        waiting.pop(handle, None)
+                self._forget(message.handles)
+
+    def _forget(self, handles: list[int]) -> None:
+        self._matchers.forget(handles)
+        for job, waiting in list(self._awaited.items()):
+            for handle in handles:
+                waiting.pop(handle, None)
+            if not waiting:
+                del self._awaited[job]
+                self._pool.cancel(job)
 
     def _compile(self, message: Compile) -> None:
         matcher = self._compiled.get(message.kind, message.source)
