@@ -12,6 +12,8 @@ import jsonschema
 import pytest
 from server import Server, eventually
 
+from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
+
 PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -94,3 +96,18 @@ def test_when_the_grammar_process_dies_only_its_requests_do_and_another_takes_it
         assert free.result().json()["usage"]["completion_tokens"] == 1000
     assert eventually(lambda: post(server, **AS_PERSON).status_code == 200)
     assert any("albireo-" not in line and "grammar-0" in line and "SIGKILL" in line for line in server.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_grammar_process_that_dies_again_and_again_is_left_alone_for_a_minute() -> None:
+    with Server("--kv-cache-bytes", "64M") as server:
+        for _ in range(GRAMMAR_RESTARTS_PER_MINUTE + 1):
+            assert eventually(lambda: post(server, **AS_PERSON).status_code == 200)
+            os.kill(server.children()["albireo-grammar-0"], signal.SIGKILL)
+            assert eventually(lambda: post(server, **AS_PERSON).status_code != 200)
+        assert "albireo-grammar-0" not in server.children()
+        refused = post(server, **AS_PERSON)
+        assert refused.status_code == 400 and "has died" in refused.json()["error"]["message"]
+        assert post(server).status_code == 200
+        assert eventually(lambda: post(server, **AS_PERSON).status_code == 200, timeout_s=90)
