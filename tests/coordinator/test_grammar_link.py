@@ -63,7 +63,7 @@ class Link:
     def heard(self, pid: int, count: int) -> list[ToGrammar]:
         """The next `count` messages, and no more."""
         socket = self._processes[pid]
-        messages = []
+        messages: list[ToGrammar] = []
         while len(messages) < count and socket.poll(10_000):
             messages.append(self._decoder.decode(socket.recv()))
         assert len(messages) == count and not socket.poll(20)
