@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 def post(server: Server, **fields: Any) -> httpx.Response:
-    body = {"model": "albireo-demo", "prompt": "Once", "max_tokens": 120} | fields
+    body = {"model": "albireo-demo", "prompt": "Once", "max_tokens": 600} | fields
     return httpx.post(server.url + "/v1/completions", json=body, timeout=60)
 
 
