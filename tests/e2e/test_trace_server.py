@@ -58,7 +58,7 @@ def test_a_trace_of_a_running_server_has_every_process_and_the_steps_in_order(
     assert (tmp_path / "g.png").stat().st_size > 0
     every = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     names = {event["args"]["name"] for event in every if event["name"] == "process_name"}
-    assert names == {"frontend-0", "coordinator-0", "worker-0"}
+    assert names == {"frontend-0", "coordinator-0", "grammar-0", "worker-0"}
     found = slices(tmp_path / "t.json")
     assert {event["name"] for event in found} >= HOST_PARTS | {"FORWARD", "SAMPLE", "EXPOSED"}
     begins = {e["args"]["step"]: e["ts"] for e in found if e["name"] == "FORWARD"}
