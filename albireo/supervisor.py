@@ -5,18 +5,15 @@ A child's stdin is a pipe that carries its config and whose end tells it that th
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import zmq
 
@@ -40,8 +37,10 @@ from albireo.messages import (
     supervisor_decoder,
 )
 from albireo.rank_watch import RankWatch
+from albireo.run_directory import RunDirectory
 from albireo.shm.segment import SegmentError
 from albireo.shm.stats import EngineStats
+from albireo.signal_pipe import SignalPipe
 from albireo.startup_display import StartupDisplay
 
 STOP_TIMEOUT_S = 3.0
@@ -93,45 +92,6 @@ class EngineStopped(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
-
-
-class RunDirectory:
-    """The private directory of the ipc sockets, removed at the end."""
-
-    def __enter__(self) -> str:
-        self._path = tempfile.mkdtemp(prefix="albireo-", dir=config.runtime_parent_dir())
-        return self._path
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
-
-
-class SignalPipe:
-    """SIGINT and SIGTERM as bytes on a descriptor that the supervisor polls."""
-
-    def __enter__(self) -> Self:
-        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._old = {number: signal.signal(number, self._ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.set_wakeup_fd(self._write_fd)
-        return self
-
-    @staticmethod
-    def _ignore(number: int, frame: FrameType | None) -> None:
-        """The wake-up descriptor carries the news."""
-
-    def take(self) -> list[int]:
-        """Numbers of the signals that arrived."""
-        try:
-            return list(os.read(self.fd, 64))
-        except BlockingIOError:
-            return []
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        signal.set_wakeup_fd(-1)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.close(self.fd)
-        os.close(self._write_fd)
 
 
 class Supervisor:

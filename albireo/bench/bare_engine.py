@@ -15,10 +15,12 @@ from albireo.engine_args import EnginePlan
 from albireo.engine_segments import create_segments
 from albireo.errors import StartupError
 from albireo.rank_watch import RankWatch
+from albireo.run_directory import RunDirectory
 from albireo.shm.segment import SegmentError
 from albireo.shm.stats import EngineStats
+from albireo.signal_pipe import SignalPipe
 from albireo.startup_display import StartupDisplay
-from albireo.supervisor import ChildSpec, EngineStopped, RunDirectory, SignalPipe, Supervisor
+from albireo.supervisor import ChildSpec, EngineStopped, Supervisor
 
 _SHUTDOWN_TIMEOUT_S = 1.0
 _WORKER_TIMEOUT_NS = 30_000_000_000

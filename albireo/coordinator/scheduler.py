@@ -92,7 +92,8 @@ class Scheduler:
         """Ends a request; its blocks are free for the next plan, its results in flight are dropped."""
         if request.state is State.NEW:
             request.state = State.FINISHED
-        elif request.state is State.WAITING:
+            return  # the engine never had it
+        if request.state is State.WAITING:
             self.waiting.drop(request)
             self._results.forget(request)
         elif request.state is State.RUNNING:

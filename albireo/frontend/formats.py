@@ -5,6 +5,7 @@ A chunk is built from pieces that are the same for the whole stream; only the te
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Format(Protocol):
         """The whole response, when every generation has ended."""
 
 
-class _OpenAIFormat:
+class _OpenAIFormat(ABC):
     """What completions and chats share."""
 
     object: str
@@ -75,8 +76,9 @@ class _OpenAIFormat:
         choices = [self._choice(generation) for generation in generations]
         return _encode(self._head | {"choices": choices, "usage": usage(generations)})
 
+    @abstractmethod
     def _choice(self, generation: Generation) -> dict[str, Any]:
-        raise NotImplementedError
+        """The generation's entry in `choices`, when it has ended."""
 
     def _prompt_logprobs(self, generation: Generation) -> list[dict[str, Any] | None]:
         """vLLM's extension; only where `prompt_logprobs` was given, which streams refuse."""

@@ -1,0 +1,116 @@
+"""Reasoning and calls that the model makes of itself, on every endpoint that has them, whole and streamed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anthropic import Anthropic
+from fakes import tokens_reply
+from frontend_server import MODEL, FrontendServer
+from openai import OpenAI
+from tokenizers import Tokenizer
+
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"word": "fox"}}\n</tool_call>'
+TEXT = f"<think>The fox?\nYes.</think>\n\nHello world. {CALL}"
+TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+CHAT: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 200, "tools": [TOOL]}
+
+
+@pytest.fixture(scope="module")
+def server(
+    tokenizer_path: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FrontendServer]:
+    reply = tokens_reply(tokenizer.encode(TEXT).ids, eos=2)
+    changes: dict[str, Any] = {
+        "enable_auto_tool_choice": True, "tool_call_parser": "hermes", "reasoning_parser": "qwen3",
+    }  # fmt: skip
+    with FrontendServer(tmp_path_factory.mktemp("run"), tokenizer_path, reply, **changes) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: FrontendServer) -> Iterator[OpenAI]:
+    with OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_a_chat_s_message_has_its_parts(client: OpenAI) -> None:
+    choice: Any = client.chat.completions.create(**CHAT).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.reasoning_content == choice.message.reasoning == "The fox?\nYes."
+    assert choice.message.content.strip() == "Hello world."
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look_up", {"word": "fox"})
+
+
+def test_a_streamed_chat_has_the_same_parts(client: OpenAI) -> None:
+    reasoning, content, name, arguments, finish = "", "", "", "", None
+    for chunk in client.chat.completions.create(**CHAT, stream=True):
+        delta: Any = chunk.choices[0].delta
+        reasoning += getattr(delta, "reasoning_content", None) or ""
+        content += delta.content or ""
+        finish = chunk.choices[0].finish_reason or finish
+        for piece in delta.tool_calls or []:
+            name += piece.function.name or ""
+            arguments += piece.function.arguments or ""
+    assert (reasoning, content.strip()) == ("The fox?\nYes.", "Hello world.")
+    assert (name, json.loads(arguments), finish) == ("look_up", {"word": "fox"}, "tool_calls")
+
+
+def test_no_tools_are_looked_for_where_none_may_be_called(client: OpenAI) -> None:
+    message: Any = client.chat.completions.create(**CHAT, tool_choice="none").choices[0].message
+    assert message.reasoning_content == "The fox?\nYes."
+    assert message.content == f"Hello world. {CALL}" and not message.tool_calls
+
+
+def test_a_response_has_them_as_items(client: OpenAI) -> None:
+    tool: Any = {"type": "function", **TOOL["function"]}
+    fields: Any = {"model": MODEL, "input": "Hello", "max_output_tokens": 200, "tools": [tool]}
+    response = client.responses.create(**fields)
+    assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+    thought, message, call = (item.model_dump() for item in response.output)
+    assert thought["content"][0]["text"] == "The fox?\nYes."
+    assert message["content"][0]["text"].strip() == "Hello world."
+    assert (call["name"], json.loads(call["arguments"])) == ("look_up", {"word": "fox"})
+    assert response.usage and response.usage.output_tokens_details.reasoning_tokens > 0
+    with client.responses.stream(**fields) as stream:
+        final = stream.get_final_response()
+    texts = [(item.type, item.model_dump(exclude={"id", "call_id"})) for item in final.output]
+    whole = [(item.type, item.model_dump(exclude={"id", "call_id"})) for item in response.output]
+    assert [each[0] for each in texts] == [each[0] for each in whole]
+    assert texts[1][1]["content"][0]["text"] == whole[1][1]["content"][0]["text"]
+    assert texts[2][1]["arguments"] == whole[2][1]["arguments"]
+
+
+def test_a_message_has_them_as_blocks(server: FrontendServer) -> None:
+    tool: Any = {"name": "look_up", "input_schema": {"type": "object", "properties": {}}}
+    fields: Any = {"model": MODEL, "messages": CHAT["messages"], "max_tokens": 200, "tools": [tool]}
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        message = client.messages.create(**fields)
+        with client.messages.stream(**fields) as stream:
+            streamed = stream.get_final_message()
+    for each in (message, streamed):
+        thinking, text, call = (block.model_dump() for block in each.content)
+        assert (thinking["type"], thinking["thinking"]) == ("thinking", "The fox?\nYes.")
+        assert text["text"].strip() == "Hello world."
+        assert (call["type"], call["name"], call["input"]) == ("tool_use", "look_up", {"word": "fox"})
+        assert each.stop_reason == "tool_use"
+
+
+def test_a_grammar_begins_behind_the_reasoning(server: FrontendServer) -> None:
+    body = {"model": MODEL, "messages": CHAT["messages"], "max_tokens": 200}
+    for extra in (
+        {"response_format": {"type": "json_object"}},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"structured_outputs": {"regex": "a+"}},
+    ):
+        assert httpx.post(server.url + "/v1/chat/completions", json=body | extra).status_code == 200
+        grammar = server.coordinator.submits[-1].grammar
+        assert grammar is not None and grammar.after == "</think>"
+    completion = {"prompt": "Hello", "structured_outputs": {"regex": "a+"}}
+    assert httpx.post(server.url + "/v1/completions", json=completion).status_code == 200
+    grammar = server.coordinator.submits[-1].grammar
+    assert grammar is not None and grammar.after == ""
