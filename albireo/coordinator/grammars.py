@@ -110,6 +110,8 @@ class GrammarLink:
         self._identity: bytes | None = None
         """The process's, once it has said that it is there."""
         self._pid = 0
+        self._dead_pid = 0
+        """Of the one that was lost last: what it said in its last moments can arrive after the news."""
         self._held: list[ToGrammar] = []
         """For a process that is still starting."""
         self.refusal: str | None = None
@@ -177,6 +179,7 @@ class GrammarLink:
             self._send(Forget(handles))
 
     def lost(self, pid: int, restarts: bool) -> list[Compilation]:
+        self._dead_pid = pid
         if self._identity is not None and pid != self._pid:  # another has taken its place already
             return []
         self._identity = None
@@ -194,6 +197,8 @@ class GrammarLink:
             self._send(self._to_bind.popleft()[1])
 
     def _greet(self, identity: bytes, pid: int, problem: str | None) -> list[Compilation]:
+        if pid == self._dead_pid:
+            return []
         # whatever it did not hear of it has lost
         news = self.lost(self._pid, restarts=True) if self._identity is not None else []
         self._identity, self._pid, self.refusal = identity, pid, problem

@@ -154,7 +154,10 @@ def _parameters(tool: Tool, field: str) -> dict[str, Any]:
 def _without_definitions(schema: dict[str, Any], all_: dict[str, Any], name: str) -> dict[str, Any]:
     """The schema without its `$defs`, which go to the whole's: references are from the root."""
     for key in ("$defs", "definitions"):
-        for label, definition in schema.get(key, {}).items():
+        definitions = schema.get(key, {})
+        if not isinstance(definitions, dict):
+            raise RequestError(f"tools: {name} has {key} that is no object", "tools")
+        for label, definition in definitions.items():
             if key == "definitions" or all_.setdefault(label, definition) != definition:
                 field = "tools"
                 raise RequestError(f"{field}: {name} has {key}.{label}, which cannot be put beside the others'", field)

@@ -99,28 +99,29 @@ def _embedded_schemas(source: str) -> list[object]:
 def _check_multiples(schema: object) -> None:
     """What fuel does not count: `multipleOf` is an automaton with a state per remainder, those of subschemas that are
     merged have their least common multiple, and each use of one may be merged with something else."""
-    divisors: list[Decimal] = []
+    divisors: set[Decimal] = set()
     uses = 0
     values = [schema]
     while values:
         value = values.pop()
         if isinstance(value, dict):
             divisor = value.get("multipleOf")
-            if isinstance(divisor, (int, float)) and math.isfinite(divisor) and divisor != 0:
-                divisors.append(Decimal(str(abs(divisor))))
+            if isinstance(divisor, int) or (isinstance(divisor, float) and math.isfinite(divisor)):
+                divisors.add(Decimal(str(abs(divisor))))
             uses += ("multipleOf" in value) + ("$ref" in value)
             values += value.values()
         elif isinstance(value, list):
             values += value
-    if not divisors:
-        return
-    scale = 10 ** max(0, *(-int(divisor.as_tuple().exponent) for divisor in divisors))
-    states = math.lcm(*(int(Fraction(divisor) * scale) for divisor in divisors)) * uses
-    if states > limits.GRAMMAR_REMAINDERS:
-        raise GrammarError(
-            "multipleOf: the least common multiple of a schema's, in units of their last digit, times the number of "
-            f"multipleOf and $ref in it must be at most {limits.GRAMMAR_REMAINDERS}"
-        )
+    divisors.discard(Decimal(0))
+    scale = 10 ** max(0, *(-int(divisor.as_tuple().exponent) for divisor in divisors), 0)
+    multiple = 1
+    for divisor in divisors:  # one by one: the multiple of thousands has digits that take seconds
+        multiple = math.lcm(multiple, int(Fraction(divisor) * scale))
+        if multiple * uses > limits.GRAMMAR_REMAINDERS:
+            raise GrammarError(
+                "multipleOf: the least common multiple of a schema's, in units of their last digit, times the number "
+                f"of multipleOf and $ref in it must be at most {limits.GRAMMAR_REMAINDERS}"
+            )
 
 
 def one_line(text: str) -> str:

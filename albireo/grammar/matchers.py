@@ -25,14 +25,17 @@ class Awaits:
         self._token = ids[0] if len(ids) == 1 else -1
         self._tail = b""
 
-    def has_come(self, token: int) -> bool:
-        """The output goes on with `token`."""
+    def rest_after(self, token: int) -> list[int] | None:
+        """The output goes on with `token`: None if the text has not come yet, else what that token holds behind it,
+        as tokens; blanks are nothing."""
         if token == self._token:
-            return True
+            return []
         self._tail += self._tokenizer.decode_bytes([token])
-        found = self._text in self._tail
+        _, found, rest = self._tail.partition(self._text)
         self._tail = self._tail[-len(self._text) :]
-        return found
+        if not found:
+            return None
+        return self._tokenizer.tokenize_bytes(rest) if rest.strip() else []
 
 
 class Bound(Struct):
@@ -95,11 +98,12 @@ class Matchers:
             if bound is None:
                 continue
             bound.position += 1
+            taken: list[int] | None = [token]
             if bound.awaits is not None:
-                if bound.awaits.has_come(token):
+                taken = bound.awaits.rest_after(token)
+                if taken is not None:
                     bound.awaits = None
-                moved.append(handle)
-            elif bound.matcher.consume_token(token):
+            if all(bound.matcher.consume_token(each) for each in taken or ()):
                 moved.append(handle)
             else:
                 broken[handle] = one_line(bound.matcher.get_error())

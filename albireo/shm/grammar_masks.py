@@ -6,7 +6,8 @@ it. A mask that is not there yet is no reason to wait either: the row samples no
 and is computed again in the next one.
 
 A place is written over only when its slot's last token is confirmed by every rank, or when the slot has changed hands.
-In the second case a step that is still in flight may be reading it: a reader looks at the tag before and after.
+A slot that has changed hands is bound only when every earlier step is confirmed (`coordinator.grammars`), so that no
+step in flight reads it for its former owner; the CPU's reader relies on that, the GPU's looks at the tag twice.
 """
 
 import numpy as np

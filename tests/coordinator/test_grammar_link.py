@@ -182,6 +182,16 @@ def test_one_that_comes_before_the_death_of_the_last_is_heard_of_takes_its_place
     assert link.running(200, 2).grammar_handle > request.grammar_handle
 
 
+def test_the_last_words_of_one_that_died_revive_nobody(link: Link) -> None:
+    assert link.link.lost(1, restarts=False) == []
+    assert link.start(1) == []
+    assert link.link.refusal is not None
+    link.start(2)
+    assert link.link.refusal is None
+    link.submit(1)
+    assert isinstance(link.heard(2, 1)[0], Compile)
+
+
 def test_a_process_that_cannot_serve_refuses_what_waited_with_its_reason(link: Link) -> None:
     request = link.submit(1)
     news = link.start(100, "the tokenizer is not usable for grammars")

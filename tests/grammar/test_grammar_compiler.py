@@ -73,7 +73,10 @@ def test_what_does_not_compile_is_refused_in_one_line(grammars: Compiler, kind: 
         {"type": "number", "multipleOf": 1.00000001},
         {"properties": {"a": {"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}}},
         {"$defs": {"m": {"multipleOf": 9973}}, "prefixItems": [{"$ref": "#/$defs/m", "minimum": i} for i in range(50)]},
+        # their multiple has a million digits and takes seconds, in which no other thread runs
+        {"allOf": [{"multipleOf": float(f"{10**9 + i}e{290 - i % 590}")} for i in range(6000)]},
     ],
+    ids=lambda schema: str(schema)[:40],
 )
 def test_multiples_that_would_take_minutes_are_refused_at_once(grammars: Compiler, schema: dict[str, Any]) -> None:
     for kind, source in (("json_schema", json.dumps(schema)), ("lark", f"start: %json {json.dumps(schema)}")):

@@ -192,6 +192,13 @@ def test_until_its_text_has_come_anything_may_but_the_end(process: Process) -> N
     assert process.mask(0, 1, 3) == ["ab"]
 
 
+def test_what_the_token_that_ends_the_awaited_text_holds_besides_belongs_to_the_grammar(process: Process) -> None:
+    process.start(1, 0, ">ab", after="k>")
+    process.advance(h1="k")
+    process.advance(h1=">>")
+    assert process.mask(0, 1, 3) == ["ab"]
+
+
 def test_what_is_none_of_ours_is_dropped(process: Process) -> None:
     process.socket.send(b"nonsense")
     assert process.hear(Compile(1, "regex", "a")) == [Compiled(1)]

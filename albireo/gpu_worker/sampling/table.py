@@ -74,6 +74,8 @@ class SamplingTable:
         self.is_special = np.zeros(n, np.bool_)
         """penalties, bias, bad words or a grammar: rows of this slot are always adjusted; others only below
         `min_position`"""
+        self.has_history = np.zeros(n, np.bool_)
+        """penalties or bad words: `observe` has something to note"""
         self._history_arguments = history_arguments(
             self.has_penalties, self.bad_words_size, self.seen_ids, self.seen_counts, self.num_seen, self.recent,
             self.num_recent,
@@ -92,8 +94,9 @@ class SamplingTable:
         has_penalties = entries["repetition_penalty"] != 1.0
         has_penalties |= (entries["presence_penalty"] != 0.0) | (entries["frequency_penalty"] != 0.0)
         self.has_penalties[slots] = has_penalties
-        special = has_penalties | (entries["num_bias"] > 0) | (entries["bad_words_size"] > 0)
-        self.is_special[slots] = special | (entries["has_grammar"] != 0)
+        has_history = has_penalties | (entries["bad_words_size"] > 0)
+        self.has_history[slots] = has_history
+        self.is_special[slots] = has_history | (entries["num_bias"] > 0) | (entries["has_grammar"] != 0)
         num_extras = entries["num_bias"] + entries["bad_words_size"] + entries["num_seen"] + entries["num_recent"]
         for entry in entries[num_extras > 0]:
             self._admit_extras(entry, extras)
@@ -117,8 +120,8 @@ class SamplingTable:
 
     def observe(self, slots: Int32s, tokens: Int32s) -> None:
         """These tokens (int32 [n_rows]) were sampled for these slots (int32 [n_rows], each once).
-        One call into compiled code, and none where no slot asks for anything special."""
-        if not np.count_nonzero(self.is_special.take(slots)):
+        One call into compiled code, and none where no slot's history matters."""
+        if not np.count_nonzero(self.has_history.take(slots)):
             return
         slots, tokens = np.ascontiguousarray(slots, np.int32), np.ascontiguousarray(tokens, np.int32)
         observe_kernel()((slots.size, slots.ctypes.data, tokens.ctypes.data, *self._history_arguments), 1)
