@@ -66,6 +66,7 @@ def test_a_failure_is_one_line(arguments: list[str], code: int, text: str, capsy
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_breakdown_of_the_demo_model_has_all_parts_for_each_run_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 TOOL = [sys.executable, str(Path(__file__).parents[2] / "tools" / "step_profile.py")]
 
 
@@ -14,6 +16,7 @@ def table_of(output: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in rows}
 
 
+@pytest.mark.slow
 def test_profile_tells_where_a_step_goes(make_checkpoint: Callable[..., Path]) -> None:
     arguments = [
         str(make_checkpoint("qwen3")),
