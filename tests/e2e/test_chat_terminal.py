@@ -41,7 +41,7 @@ class Typist:
         os.write(self._fd, text.encode())
 
     def interrupts(self, pattern: str) -> None:
-        """Ctrl-C at the prompt, until `pattern` is there: Python's line editor shows the prompt a moment before it waits
+        """Ctrl-C at the prompt, until `pattern` is there: Python's line editor shows the prompt just before it waits
         for keys, and a signal in between is told with the next key."""
         for _ in range(60):
             self.type("\x03")
