@@ -18,7 +18,7 @@ def main() -> None:
     job = Job.open()
     # addopts deselects what needs a GPU; a test that hangs must not take the others' time
     command = [sys.executable, "-m", "pytest", FOLDER, "-m", "not slow", "-o", "addopts=", "-q", "-rfE", "--tb=short"]
-    command += ["-p", "no:cacheprovider"]
+    command += ["-p", "no:cacheprovider", "-p", "no:benchmark"]  # pytest-benchmark fails beside xdist
     if importlib.util.find_spec("pytest_timeout"):
         command.append("--timeout=60")
     if job.options.test_workers and importlib.util.find_spec("xdist"):
