@@ -25,6 +25,7 @@ _TYPES = {
 }
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _NOT_FINITE = re.compile(rb'"([^"\\]{1,64})"\s*:\s*\[?\s*-?(?:NaN|Infinity|inf|nan)\b')
+_TOO_LARGE = re.compile(rb'"([^"\\]{1,64})"\s*:[\s\[]*-?[0-9.]*(?:[eE]\+?[0-9]{3}|(?<=[0-9]{300}))')
 
 
 def decode_request(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
@@ -43,13 +44,26 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[B]) -> B:
     try:
         body.decode()  # msgspec checks the strings that it decodes, not those that it skips
         check_structure(body)
-        return decoder.decode(body)
+        decoded = decoder.decode(body)
+        _check_skipped(body)
+        return decoded
     except UnicodeDecodeError as error:
         raise RequestError("the body is not valid UTF-8") from error
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from error
     except msgspec.DecodeError as error:
         raise _syntax_error(body, str(error)) from error
+
+
+def _check_skipped(body: bytes) -> None:
+    """What a type keeps as it came (`Raw`) msgspec has skipped, with numbers that it would refuse to read later, when
+    nobody expects a 400 any more. Raises RequestError, msgspec.DecodeError."""
+    try:
+        msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        match = _TOO_LARGE.search(body)
+        field = match.group(1).decode() if match else None
+        raise RequestError(f"{field or 'a number'} must be within the range of a 64-bit float", field=field) from error
 
 
 def _syntax_error(body: bytes, text: str) -> RequestError:

@@ -113,7 +113,7 @@ def _check_multiples(schema: object) -> None:
         elif isinstance(value, list):
             values += value
     divisors.discard(Decimal(0))
-    scale = 10 ** max(0, *(-int(divisor.as_tuple().exponent) for divisor in divisors), 0)
+    scale = 10 ** max([0, *(-int(divisor.as_tuple().exponent) for divisor in divisors)])
     multiple = 1
     for divisor in divisors:  # one by one: the multiple of thousands has digits that take seconds
         multiple = math.lcm(multiple, int(Fraction(divisor) * scale))

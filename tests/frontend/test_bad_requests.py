@@ -184,14 +184,6 @@ def test_a_bad_value_is_a_400_that_names_the_field_and_the_bound(
     check(post(server, path, GOOD[path] | change), 400, field, words)
 
 
-def tool_with(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A chat whose answer has to be a call of a tool with these parameters."""
-    return {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
-        "tool_choice": "required",
-    }
-
-
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
@@ -267,8 +259,6 @@ def user(**changes: Any) -> dict[str, Any]:
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tool_choice", "--enable-auto-tool-choice"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
-        (tool_with({"$defs": [1]}), "tools", "$defs that is no object"),
-        (tool_with({"definitions": None}), "tools", "definitions that is no object"),
         ({"top_logprobs": 5}, "top_logprobs", "needs logprobs"),
         ({"top_logprobs": 5, "logprobs": False}, "top_logprobs", "needs logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "at most 20"),
