@@ -104,5 +104,11 @@ def make_step(decodes: Sequence[int], chunks: Sequence[tuple[int, int]], heads: 
 
 
 def assert_close(got: Tensor, expected: Tensor) -> None:
-    tolerance = TOLERANCE[got.dtype]
-    torch.testing.assert_close(got.float(), expected.float(), rtol=0, atol=tolerance)
+    """Within TOLERANCE, or where a step of bfloat16 is more than that (from 4 on), within one."""
+    assert got.dtype is expected.dtype and got.shape == expected.shape
+    allowed = torch.full_like(expected, TOLERANCE[got.dtype], dtype=torch.float32)
+    if got.dtype is torch.bfloat16:
+        _, exponent = torch.frexp(expected.float())
+        allowed = torch.maximum(allowed, torch.exp2(exponent.float() - 8))
+    off = (got.float() - expected.float()).abs()
+    assert bool((off <= allowed).all()), f"{int((off > allowed).sum())} of {off.numel()} are off, by {off.max()} at most"
