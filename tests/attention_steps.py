@@ -111,4 +111,6 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
         _, exponent = torch.frexp(expected.float())
         allowed = torch.maximum(allowed, torch.exp2(exponent.float() - 8))
     off = (got.float() - expected.float()).abs()
-    assert bool((off <= allowed).all()), f"{int((off > allowed).sum())} of {off.numel()} are off, by {off.max()} at most"
+    assert bool((off <= allowed).all()), (
+        f"{int((off > allowed).sum())} of {off.numel()} are off, by {off.max()} at most"
+    )
