@@ -33,8 +33,11 @@ install: $(STAMP)
 serve: $(STAMP)
 	@$(BIN)/albireo-run serve $(MODEL) $(ARGS)
 
+# those that start servers want both cores for themselves
+WITH_SERVERS := $(addprefix tests/,bench chat doctor e2e supervisor tune)
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile $(addprefix --ignore=,$(WITH_SERVERS))
+	$(BIN)/pytest $(WITH_SERVERS)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu"

@@ -7,23 +7,24 @@ supervisor.
 """
 
 import gc
+import importlib
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import setproctitle
 import zmq
 
-from albireo import logs, sockets
+from albireo import logs, run_directory, sockets
 from albireo.config import ChildConfig
-from albireo.messages import Fatal, FromSupervisor, ToSupervisor, child_decoder, encode
+from albireo.messages import Fatal, FromSupervisor, Reload, ToSupervisor, child_decoder, encode
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Control:
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", config: ChildConfig) -> None:
         self.socket = sockets.open_socket(context, zmq.DEALER)
-        self.socket.setsockopt(zmq.IDENTITY, config.name.encode())
+        self.socket.setsockopt(zmq.IDENTITY, config.identity.encode())
         self.socket.connect(sockets.control_address(config.run_dir))
         self._decoder = child_decoder()
 
@@ -43,11 +44,14 @@ class Control:
         self.socket.send(encode(message))
 
     def poll(self) -> FromSupervisor | None:
-        """The next message from the supervisor, or None."""
+        """The next message from the supervisor, or None. What every process does about one is done here."""
         try:
-            return self._decoder.decode(self.socket.recv(zmq.NOBLOCK))
+            message = self._decoder.decode(self.socket.recv(zmq.NOBLOCK))
         except zmq.Again:
             return None
+        if isinstance(message, Reload):
+            logs.set_level(message.log_level)
+        return message
 
     def wait(self, timeout_ms: int) -> FromSupervisor | None:
         """The next message from the supervisor, or None after the timeout."""
@@ -59,16 +63,34 @@ class Control:
         self.send(Fatal(message.splitlines()[0] if message else "unknown error", exit_code))
 
 
+def wait_as_spare(modules: Sequence[str]) -> None:
+    """Imports what a spare is to have ready, when nobody else needs the core; `start` then waits for the config. Does
+    nothing without modules: a process that is needed at once."""
+    if not modules:
+        return
+    setproctitle.setproctitle("albireo-spare")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = os.sched_getscheduler(0)
+    _set_policy(os.SCHED_IDLE)
+    for module in modules:
+        importlib.import_module(module)
+    _set_policy(before)
+
+
 def start(config_type: type[C]) -> C:
     """Reads this process's config from stdin, names the process and ties its life to the supervisor's.
 
-    Raises msgspec.ValidationError on a config with an unknown or missing key. SIGINT is the supervisor's business;
-    SIGTERM keeps its default until the process changes it.
+    Raises msgspec.ValidationError on a config with an unknown or missing key. SIGINT and SIGHUP are the supervisor's
+    business; SIGTERM keeps its default until the process changes it.
     """
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=config_type)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = sys.stdin.buffer.readline()
+    if not line:  # a spare whose supervisor is gone
+        sys.exit(0)
+    config = msgspec.json.decode(line, type=config_type)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     setproctitle.setproctitle(f"albireo-{config.name}")
-    logs.configure(config.name, config.log_level)
+    logs.configure(config.name, config.log_level, config.log_format)
     threading.Thread(target=_lifeline, args=(config.run_dir,), name="lifeline", daemon=True).start()
     return config
 
@@ -112,5 +134,5 @@ def settle() -> None:
 def _lifeline(run_dir: str) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    shutil.rmtree(run_dir, ignore_errors=True)
+    run_directory.remove(Path(run_dir))
     os._exit(1)

@@ -4,12 +4,13 @@ Exit codes: 0 clean stop, 2 bad arguments, 3 failed start, 1 anything else.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from albireo import __version__
+from albireo.argument_types import device_name, in_range, origins, size_in_bytes
+from albireo.cluster.cli import add_ray_arguments, ray_flag_without_ray
 from albireo.limits import MAX_LOGPROBS, MAX_NUM_WAITING
 
 SGLANG_NAMES = {
@@ -27,14 +28,20 @@ SGLANG_NAMES = {
 REFUSED = {
     "--revision": "checkpoints are local folders, nothing is downloaded",
     "--quantization": "weights are computed as bfloat16 or float32",
-    "--replicas": "one replica is served; start more behind a balancer",
     "--trust-remote-code": "code in a checkpoint is never run; the model families that are supported need none",
 }
 """Flags that other servers have and that are left out on purpose."""
 
 
-STARTS_SERVERS = ("breakdown", "latency", "throughput")
-"""Benchmarks that start servers, whose flags stand behind `--`."""
+TAKES_SERVE_FLAGS = (
+    ["chat"],
+    ["tune"],
+    ["bench", "breakdown"],
+    ["bench", "latency"],
+    ["bench", "throughput"],
+    ["systemd", "install"],
+)
+"""Commands that start servers, whose flags stand behind `--`, or have them started."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,46 +60,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def in_range(low: int, high: int | None = None) -> "argparse._ActionType":
-    """An int argument between two bounds, both included."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            bound = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"{value} is out of range: {bound} is possible")
-        return value
-
-    parse.__name__ = "int"
-    return parse
-
-
-def size_in_bytes(text: str) -> int:
-    """1073741824, 1024M, 1G, 1GiB: a number of bytes with an optional binary unit."""
-    number = text.upper().removesuffix("IB").removesuffix("B")
-    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
-    try:
-        value = int(float(number.rstrip("KMGT")) * factor)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: 1073741824, 512M and 4G are") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError("a size must be positive")
-    return value
-
-
-def origins(text: str) -> list[str]:
-    """One origin, or a JSON list of them, as vLLM takes it."""
-    if not text.startswith("["):
-        return [text]
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list: {error}") from None
-    if not all(isinstance(each, str) for each in value):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a list of texts")
-    return list(value)
-
-
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder (default: the bundled demo model)")
@@ -108,12 +75,18 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                        help="sampling defaults: auto, the checkpoint's generation_config.json (the default); vllm, the "
                             "API's own; or the folder of another such file")  # fmt: skip
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", choices=["auto", "cpu", "null", "cuda"], default="auto",
-                        help="auto: cuda if there is a GPU, else cpu; null runs no model")  # fmt: skip
+    engine.add_argument("--device", type=device_name, default="auto", metavar="auto|cpu|cuda|null|sim:SPEC",
+                        help="auto: cuda if there is a GPU, else cpu; null runs no model; sim:h100 neither, in the "
+                             "time that this preset, or a spec file's GPU, would take")  # fmt: skip
     engine.add_argument("--null-step-ms", type=float, metavar="MS",
                         help="what a step takes on the null device (default: 0)")  # fmt: skip
     engine.add_argument("--tensor-parallel-size", "-tp", type=in_range(1, 64), default=1, metavar="T",
                         help="ranks, each with 1/T of the model")  # fmt: skip
+    engine.add_argument("--replicas", type=in_range(1, 64), default=1, metavar="R",
+                        help="engines of T ranks each, behind the same frontends")  # fmt: skip
+    engine.add_argument("--routing-policy", choices=["cache-aware", "least-work", "round-robin"], default="cache-aware",
+                        help="which replica gets a request: the one with the least work, its cached prompts counted in "
+                             "(the default); or without them; or each in turn")  # fmt: skip
     engine.add_argument("--sampling-mode", choices=["local", "sequence-parallel", "gathered"],
                         help="ranks sample: where the logits lie (the default but on GPUs); a slice of the rows each "
                              "(on GPUs); all rows each")  # fmt: skip
@@ -122,7 +95,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                              "tell which of them is stuck")  # fmt: skip
     engine.add_argument("--worker-timeout", type=in_range(1, 3600), default=30, metavar="S",
                         help="seconds without a sign of life after which a rank counts as stuck")  # fmt: skip
-    engine.add_argument("--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks, e.g. 4G")
+    engine.add_argument(
+        "--kv-cache-bytes", type=size_in_bytes, metavar="SIZE", help="KV cache of all ranks of a replica, e.g. 4G"
+    )
+    engine.add_argument("--swap-space", type=float, default=0.0, metavar="GIB",
+                        help="host memory of each rank for KV blocks of preempted sequences, where copying is cheaper "
+                             "than computing them again (default: 0, always computed again)")  # fmt: skip
     engine.add_argument("--kv-cache-dtype", choices=["auto"], default="auto", help="the KV cache's is the model's")
     engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE",
                         help="of a GPU's memory, for weights, steps and KV cache together (default: 0.9)")  # fmt: skip
@@ -136,7 +114,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--run-ahead", type=in_range(0, 16), default=2, metavar="K",
                         help="steps planned ahead (1 while steps take over 5 ms); 0: synchronous")  # fmt: skip
     engine.add_argument("--cpu-threads", type=in_range(1, 1024), help="threads of the model (default: all cores)")
-    http = parser.add_argument_group("http")
+    add_http_arguments(parser.add_argument_group("http"))
+    add_operations_arguments(parser.add_argument_group("operations"))
+    add_ray_arguments(parser.add_argument_group("on a Ray cluster"), in_range)
+
+
+def add_http_arguments(http: argparse._ArgumentGroup) -> None:
     http.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network (set --api-key)")
     http.add_argument("--port", type=in_range(0, 65535), default=8000, help="0 takes a free one")
     http.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead")
@@ -165,7 +148,14 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                       help="most logprobs per token that a request may ask for")  # fmt: skip
     http.add_argument("--shutdown-timeout", type=in_range(0, 86400), default=5, metavar="S",
                       help="seconds that running streams get to finish")  # fmt: skip
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+
+
+def add_operations_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--env-file", metavar="FILE",
+                       help="lines KEY=value: ALBIREO_API_KEY, ALBIREO_LOG_LEVEL; SIGHUP reads it again")  # fmt: skip
+    group.add_argument("--log-level", choices=["debug", "info", "warning", "error"],
+                       help="from which on events are logged; or ALBIREO_LOG_LEVEL (default: info)")  # fmt: skip
+    group.add_argument("--log-format", choices=["text", "json"], default="text", help="json: an object per event")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -175,7 +165,9 @@ def build_parser() -> argparse.ArgumentParser:
     from albireo.bench.pipeline_cli import add_pipeline_arguments
     from albireo.chat.cli import add_chat_arguments
     from albireo.doctor.cli import add_doctor_arguments
+    from albireo.systemd.cli import add_systemd_arguments
     from albireo.trace.cli import add_trace_arguments
+    from albireo.tune.cli import add_tune_arguments
 
     parser = Parser(prog="albireo-run", description="Parallel LLM inference over shared-memory pipelines.")
     parser.add_argument("--version", action="version", version=f"albireo {__version__}")
@@ -183,8 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     add_serve_arguments(serve)
     add_chat_arguments(commands.add_parser("chat", help="talk to a model in this terminal"))
-    add_doctor_arguments(commands.add_parser("doctor", help="what this machine has, what would fit, what is missing"))
+    doctor = commands.add_parser("doctor", help="what this machine has, what would fit, what is missing")
+    add_doctor_arguments(doctor, device_name)
     add_trace_arguments(commands.add_parser("trace", help="show what each process did in each step"))
+    add_systemd_arguments(commands.add_parser("systemd", help="install as a systemd service"))
+    tune = commands.add_parser("tune", help="find the best tensor-parallel degree for a model and its traffic")
+    add_tune_arguments(tune, size_in_bytes)
     bench = commands.add_parser("bench", help="measure a server, or parts of an engine")
     benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_bench_serve_arguments(benchmarks.add_parser("serve", help="load on any OpenAI-compatible server"))
@@ -195,15 +191,57 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_serve(args: argparse.Namespace) -> int:
-    from albireo.config import environment_api_keys
+def serve_parser() -> argparse.ArgumentParser:
+    """Of flags of `serve` that another command was given."""
+    parser = Parser(prog="albireo-run serve")
+    add_serve_arguments(parser)
+    return parser
+
+
+def run_serve(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Serves until it is stopped; returns the exit code. `argv`: what stood behind `serve`."""
+    import signal
+
+    from albireo.errors import StartupError
+
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # it asks to reload: nothing is loaded yet
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+    try:
+        if args.ray:
+            from albireo.cluster.run import serve_on_ray
+
+            return serve_on_ray(argv, args.ray_address)
+        return serve_with(args)
+    except StartupError as error:
+        print(f"albireo: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def serve_with(args: argparse.Namespace) -> int:
+    """Raises StartupError."""
+    from pathlib import Path
+
+    from albireo.config import environment_api_keys, environment_log_level
     from albireo.engine_args import EngineArgs
     from albireo.errors import StartupError
     from albireo.listener import ListenAddress
     from albireo.serve import DEMO_MODEL, ServeArgs, serve
+    from albireo.settings import EnvFileError, LiveSettings
 
+    if (flag := ray_flag_without_ray(args)) is not None:
+        raise StartupError(f"{flag} needs --ray", exit_code=2)
     if args.enable_auto_tool_choice and args.tool_call_parser is None:
         raise StartupError("--enable-auto-tool-choice needs --tool-call-parser", exit_code=2)
+    try:
+        settings = LiveSettings(
+            Path(args.env_file) if args.env_file else None,
+            tuple(args.api_key),
+            environment_api_keys(),
+            args.log_level,
+            environment_log_level(),
+        )
+    except EnvFileError as error:
+        raise StartupError(str(error)) from error
     engine = EngineArgs(
         model=args.model_flag or args.model or str(DEMO_MODEL),
         tokenizer=args.tokenizer,
@@ -218,8 +256,10 @@ def run_serve(args: argparse.Namespace) -> int:
         scheduling_policy=args.scheduling_policy,
         run_ahead=args.run_ahead,
         kv_cache_bytes=args.kv_cache_bytes,
+        swap_space=args.swap_space,
         cpu_threads=args.cpu_threads,
         tensor_parallel_size=args.tensor_parallel_size,
+        num_replicas=args.replicas,
         sampling_mode=args.sampling_mode,
         collectives=args.collectives,
         device=args.device,
@@ -232,7 +272,7 @@ def run_serve(args: argparse.Namespace) -> int:
             engine=engine,
             address=ListenAddress(args.host, args.port, args.uds, args.ssl_keyfile, args.ssl_certfile),
             served_model_names=tuple(args.served_model_name),
-            api_keys=tuple(args.api_key) or environment_api_keys(),
+            api_keys=settings.current.api_keys,
             root_path=args.root_path,
             access_log=not args.disable_uvicorn_access_log,
             shutdown_timeout_s=float(args.shutdown_timeout),
@@ -241,7 +281,9 @@ def run_serve(args: argparse.Namespace) -> int:
             max_logprobs=args.max_logprobs,
             chat_template=args.chat_template,
             generation_config=args.generation_config,
-            log_level=args.log_level,
+            log_level=settings.current.log_level,
+            log_format=args.log_format,
+            settings=settings if args.env_file else None,
             web_page=not args.disable_web_page,
             enable_auto_tool_choice=args.enable_auto_tool_choice,
             tool_call_parser="hermes" if args.tool_call_parser == "qwen" else args.tool_call_parser,
@@ -249,6 +291,7 @@ def run_serve(args: argparse.Namespace) -> int:
             allowed_origins=tuple(origin for each in args.allowed_origins for origin in each),
             request_id_headers=args.enable_request_id_headers,
             max_num_waiting=args.max_num_waiting,
+            routing_policy=args.routing_policy,
         )
     )
 
@@ -272,34 +315,44 @@ def run_bench(args: argparse.Namespace, serve_flags: Sequence[str]) -> int:
             return run_bench_serve(args)
 
 
+def run_measurement(args: argparse.Namespace, serve_flags: Sequence[str], argv: Sequence[str]) -> int:
+    if args.command == "bench":
+        return run_bench(args, serve_flags)
+    from albireo.tune.cli import run_tune
+
+    return run_tune(args, serve_flags, argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `albireo-run`."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # what stands behind `--` is for the servers that these commands start
+    # what stands behind `--` is for servers, not for the command
     own, serve_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    starts_servers = argv[:1] == ["chat"] or argv[:2] in (["bench", name] for name in STARTS_SERVERS)
-    args = build_parser().parse_args(own if starts_servers else argv)
-    if args.command == "chat":
-        from albireo.chat.cli import run_chat
+    takes_serve_flags = argv[:1] in TAKES_SERVE_FLAGS or argv[:2] in TAKES_SERVE_FLAGS
+    args = build_parser().parse_args(own if takes_serve_flags else argv)
+    if "--ray" in serve_flags:
+        Parser(prog=f"albireo-run {argv[0]}").error("--ray is for albireo-run serve alone")
+    match args.command:
+        case "chat":
+            from albireo.chat.cli import run_chat
 
-        return run_chat(args, serve_flags)
-    if args.command == "doctor":
-        from albireo.doctor.cli import run_doctor
+            return run_chat(args, serve_flags)
+        case "doctor":
+            from albireo.doctor.cli import run_doctor
 
-        return run_doctor(args)
-    if args.command == "trace":
-        from albireo.trace.cli import run_trace
+            return run_doctor(args)
+        case "trace":
+            from albireo.trace.cli import run_trace
 
-        return run_trace(args)
-    if args.command == "bench":
-        return run_bench(args, serve_flags)
-    from albireo.errors import StartupError
+            return run_trace(args)
+        case "bench" | "tune":
+            return run_measurement(args, serve_flags, argv)
+        case "systemd":
+            from albireo.systemd.cli import run_systemd
 
-    try:
-        return run_serve(args)
-    except StartupError as error:
-        print(f"albireo: {error}", file=sys.stderr)
-        return error.exit_code
+            return run_systemd(args, serve_flags, serve_parser())
+        case _:
+            return run_serve(args, argv[1:])
 
 
 if __name__ == "__main__":

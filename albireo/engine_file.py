@@ -61,7 +61,8 @@ def write_engine_file(run_dir: str, info: EngineInfo) -> None:
 def find_engines() -> list[EngineInfo]:
     """Engines that run on this machine and whose run directory this user may read."""
     engines = []
-    for path in sorted(Path(config.runtime_parent_dir()).glob(f"albireo-*/{_NAME}")):
+    parents = {config.runtime_parent_dir(), config.SERVICE_RUNTIME_DIR}
+    for path in sorted(path for parent in parents for path in Path(parent).glob(f"albireo-*/{_NAME}")):
         try:
             info = msgspec.json.decode(path.read_bytes(), type=EngineInfo)
         except (OSError, msgspec.MsgspecError):
@@ -71,13 +72,13 @@ def find_engines() -> list[EngineInfo]:
     return engines
 
 
-def leave_flight_record(fds: dict[str, int]) -> str:
-    """Saves what every process did last, after a crash; returns the file's path. Of this user's older ones the newest
-    stay. Raises OSError."""
+def leave_flight_record(fds: dict[str, int], replica: int = 0) -> str:
+    """Saves what every process of a replica did last, after a crash; returns the file's path. Of this user's older ones
+    the newest stay. Raises OSError; FileExistsError where this replica left one in the same second."""
     folder = Path(config.flight_record_dir())
     mine = [path for path in folder.glob("albireo-flight-*.npz") if path.lstat().st_uid == os.getuid()]
     for path in sorted(mine)[: 1 - MAX_FLIGHT_RECORDS]:
         path.unlink(missing_ok=True)
-    path = folder / f"albireo-flight-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.npz"
+    path = folder / f"albireo-flight-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{replica}.npz"
     flight.dump(str(path), [flight.FlightReader(fd).read() for fd in fds.values()])
     return str(path)

@@ -60,6 +60,13 @@ class EngineProcess:
                 self._stop()
                 raise
 
+    def check(self) -> None:
+        """Raises EngineProcessError where the server has ended since it was ready."""
+        if self._process.poll() is not None:
+            raise EngineProcessError(
+                f"the server ended with exit code {self._process.returncode} while it was measured"
+            )
+
     def _wait(self, look: Callable[[], None]) -> EngineInfo:
         """The engine's file is written when all its processes are ready."""
         deadline = time.monotonic() + START_TIMEOUT_S

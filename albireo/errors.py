@@ -42,6 +42,13 @@ class MethodNotAllowedError(RequestError):
     status = 405
 
 
+class RequestTimeoutError(RequestError):
+    """The request has not come within limits.HEAD_TIMEOUT_S, or its body within limits.REQUEST_TIMEOUT_S."""
+
+    status = 408
+    error_type = "request_timeout"
+
+
 class BodyTooLargeError(RequestError):
     """More bytes than limits.MAX_BODY_BYTES."""
 
@@ -71,10 +78,24 @@ class TooManyRequestsError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """Starting or stopping; the answer carries Retry-After."""
+    """Starting, stopping or full; the answer carries Retry-After."""
 
     status = 503
     error_type = "service_unavailable"
+
+
+class StoppingError(UnavailableError):
+    """The server ends; the answer closes its connection, since the next request on it would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
+
+
+class TooManyConnectionsError(UnavailableError):
+    """As many clients as the process has file descriptors for, and each has a request."""
+
+    def __init__(self) -> None:
+        super().__init__("the server has as many connections as it can, and none is idle")
 
 
 class InternalError(RequestError):

@@ -9,8 +9,34 @@ from typing import Final
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 """Largest HTTP body. A 1M-token prompt given as JSON ids is about 7 MB; counted while reading, before buffering."""
 
+SMALL_BODY_BYTES: Final = 64 * 1024
+MAX_LARGE_BODIES_BYTES: Final = 256 * 1024 * 1024
+"""What all bodies that a frontend is reading may take together, less the first SMALL_BODY_BYTES of each. A client may
+take REQUEST_TIMEOUT_S for the rest of one, and a thousand connections would hold 8 GB for so long. Small requests are
+not refused for it. The same again for those that have been read and wait for a thread to tokenise them: a chat of 8 MB
+takes half a second of one."""
+
 MAX_HEADER_BYTES: Final = 64 * 1024
 """Largest HTTP header block; uvicorn's h11/httptools buffers are otherwise filled by a client at leisure."""
+
+MAX_PIPELINED_REQUESTS: Final = 32
+"""Most requests that wait on a connection for the answer before them. Hardly a client sends any; of the shortest, one
+read of 256 KB brings 14,000, which took 70 MB and a second of the event loop."""
+
+SPARE_FILES: Final = 64
+"""File descriptors that connections leave free: links to a coordinator that takes another's place (two each), and
+connections that are closing or in their TLS handshake."""
+
+HEAD_TIMEOUT_S: Final = 30.0
+"""Longest time from a request's first byte to the end of its headers. A client that sends a byte now and then would
+hold a connection for ever; an honest one sends all of them at once."""
+
+REQUEST_TIMEOUT_S: Final = 120.0
+"""The same to the end of its body: MAX_BODY_BYTES at half a megabit per second."""
+
+STALLED_TIMEOUT_S: Final = 60.0
+"""Longest time in which a client may take nothing of what is there for it (nginx: `send_timeout`, the same). A reader
+that never reads is otherwise kept as long as its kernel answers."""
 
 MAX_JSON_DEPTH: Final = 64
 """Deepest nesting of a request body. Real bodies have under ten levels; a parser's recursion is not for clients."""
@@ -113,8 +139,9 @@ MAX_CHOICES: Final = 1000
 MAX_CHOICE_CHARS: Final = 1024
 """Most `structured_outputs.choice`, and the longest one."""
 
-MAX_DESCRIPTION_CHARS: Final = 4096
-"""Longest description of a schema or a tool; it is read by no grammar, at most by a template."""
+MAX_DESCRIPTION_CHARS: Final = 64 * 1024
+"""Longest description of a schema or a tool: agents put whole manuals there (10,000 characters and more). It is read
+by no grammar, at most by a template, and the context bounds it like any other text."""
 
 MAX_TOOLS: Final = 128
 """Most `tools` of a request, OpenAI's own bound; each is rendered by the template."""
@@ -173,6 +200,10 @@ MAX_DETOKENIZED: Final = 1_000_000
 
 MAX_STREAM_BACKLOG_BYTES: Final = 4 * 1024 * 1024
 """Bytes of unsent stream a slow reader may leave behind before it is cut off."""
+
+MAX_KERNEL_BACKLOG_BYTES: Final = 128 * 1024
+"""Of those, what the kernel may hold that is not yet on its way to the client; by itself it takes up to 4 MB for each.
+A client that is far away is still sent as much as its connection carries."""
 
 MAX_INLINE_ENCODE_CHARS: Final = 2048
 """Longest text that is encoded on the event loop (about 1 ms); longer ones go to a thread, so that no stream waits."""

@@ -1,4 +1,5 @@
-"""Where the server listens: a TCP port or a Unix socket, opened by the supervisor before anything else starts."""
+"""Where the server listens: a TCP port or a Unix socket, opened by the supervisor before anything else starts, or the
+socket that systemd started it with."""
 
 import contextlib
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from albireo.config import PassedSockets, take_passed_sockets
 from albireo.errors import StartupError
 
 
@@ -33,24 +35,68 @@ class Listener(Struct, frozen=True):
     """`unix:PATH` for a Unix socket, whose port is 0."""
     port: int
     url: str
+    is_passed: bool = False
+    """systemd opened it: the address is not the flags'."""
+
+    @property
+    def description(self) -> str:
+        """The URL, and what else the line that says that the server is ready should say of it."""
+        note = " (socket passed by systemd; --host, --port and --uds do not apply)"
+        return self.url + (note if self.is_passed else "")
 
 
 @contextmanager
 def listening(address: ListenAddress) -> Iterator[Listener]:
-    """The HTTP socket, closed at the end. Raises StartupError when it cannot be had, or its certificate cannot."""
+    """The HTTP socket, closed at the end. A socket that this process was started with (sd_listen_fds(3)) takes the
+    place of the address. Raises StartupError when there is none to be had, or no certificate."""
+    passed = take_passed_sockets()
     scheme = check_certificate(address)
+    if passed.fds:
+        with _take_passed(passed) as taken:
+            yield _describe(taken, scheme, is_passed=True)
+        return
     if address.uds is not None:
         with _open_unix(address.uds) as opened:
             try:
-                yield Listener(opened, f"unix:{address.uds}", 0, f"{scheme}+unix:{address.uds}")
+                yield _describe(opened, scheme)
             finally:
                 with contextlib.suppress(OSError):
                     Path(address.uds).unlink()
         return
     with _open_tcp(address.host, address.port) as opened:
-        host, port = opened.getsockname()[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        yield Listener(opened, host, port, f"{scheme}://{where}")
+        yield _describe(opened, scheme)
+
+
+def _describe(opened: socket.socket, scheme: str, is_passed: bool = False) -> Listener:
+    if opened.family == socket.AF_UNIX:
+        name = opened.getsockname()
+        path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else name  # bytes: the abstract namespace
+        return Listener(opened, f"unix:{path}", 0, f"{scheme}+unix:{path}", is_passed)
+    host, port = opened.getsockname()[:2]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Listener(opened, host, port, f"{scheme}://{where}", is_passed)
+
+
+def _take_passed(passed: PassedSockets) -> socket.socket:
+    if len(passed.fds) > 1:
+        names = ", ".join(passed.names)
+        raise StartupError(
+            f"{len(passed.fds)} sockets were passed ({names}) and one is served; "
+            "leave one ListenStream= in albireo.socket"
+        )
+    fd, name = passed.fds[0], passed.names[0]
+    advice = "albireo.socket needs ListenStream= and Accept=no"
+    try:
+        os.set_inheritable(fd, False)
+        taken = socket.socket(fileno=fd)
+    except OSError as error:
+        raise StartupError(f"descriptor {fd} ({name}) is not a socket; {advice}") from error
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    is_listening = taken.type == socket.SOCK_STREAM and taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if taken.family not in families or not is_listening:
+        taken.close()
+        raise StartupError(f"the passed socket ({name}) is not a stream socket that listens; {advice}")
+    return taken
 
 
 def check_certificate(address: ListenAddress) -> str:

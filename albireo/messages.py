@@ -4,8 +4,9 @@ Request path     frontend (DEALER) -> coordinator (ROUTER): `Submit`, `Abort`
 Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`
 Grammar path     coordinator (ROUTER) -> grammar (DEALER): `Compile`, `Bind`, `Advance`, `Forget`
                  grammar -> coordinator: `GrammarUp`, `Compiled`, `Refused`, `Broken`
-Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `Fatal`
-                 supervisor -> child: `EngineReady`, `GrammarDown`, `Stop`
+Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `EngineHalted`, `Fatal`
+                 supervisor -> child: `EngineReady`, `ReplicaDown`, `WorkersDown`, `FrontendDown`, `GrammarDown`,
+                 `Reload`, `Stop`
 
 Each socket has one typed decoder (the `*_decoder` functions below), so a wrong message is an error where it arrives.
 Arrays travel as little-endian bytes (`numpy.frombuffer` reads them without a loop over rows).
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from albireo import limits
+from albireo.config import LogLevel
 
 Uint64 = Annotated[int, Meta(ge=0)]
 """msgpack's own largest integer is the upper bound."""
@@ -94,6 +96,9 @@ class Grammar(Struct, frozen=True, forbid_unknown_fields=True):
     """The request's field that asked for it, for errors."""
     after: str = ""
     """Text of the output (`</think>`) behind which the grammar begins; until it has come, anything but an end may."""
+    opened_by: str = ""
+    """The output may begin with this text (`<think>`), and only then is `after` awaited; else all of it is the
+    grammar's. Empty: the prompt has it already."""
 
 
 class CollectiveKind(IntEnum):
@@ -103,6 +108,15 @@ class CollectiveKind(IntEnum):
     ALL_REDUCE = 1
     ALL_GATHER = 2
     ALL_TO_ALL = 3
+
+
+class Resumed(Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a request had come with a coordinator that has died."""
+
+    num_output_tokens: Annotated[int, Meta(ge=0)]
+    """The last so many of `Submit.prompt_token_ids` are output: delivered, and not to be delivered again."""
+    num_scored: Annotated[int, Meta(ge=0)] = 0
+    """Prompt logprobs delivered: of the tokens at positions 1 to this."""
 
 
 class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -120,6 +134,8 @@ class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     sample_group: Uint64 = 0
     """The frontend's number, never used again, of a prompt that several requests sample (`n`); 0 for one alone. They
     share the prompt's blocks, also where the prefix cache is off."""
+    resumed: Resumed | None = None
+    """Of a request that was admitted before."""
 
 
 class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -167,10 +183,13 @@ class Rejected(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Failed(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """The engine cannot go on with this request, through no fault of its client; its one terminal event."""
+    """The engine cannot go on with this request, through no fault of its client; its one terminal event. `message` may
+    be shown to the client."""
 
     request_id: Uint64
     message: str
+    is_transient: bool = False
+    """The same request can be served in a moment."""
 
 
 class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -181,6 +200,9 @@ class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     kind: str
     source: str
     after: str = ""
+    opened_by: str = ""
+    output_token_ids: bytes = b""
+    """int32[n], little-endian: the output so far, where another process had the grammar before."""
 
 
 class Bind(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -231,7 +253,7 @@ class Refused(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Broken(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """The grammar, which had compiled, cannot say what may come next."""
+    """The grammar, which had compiled, cannot say what may come next. `message` is the library's, for the log."""
 
     handle: Uint64
     message: str
@@ -252,16 +274,52 @@ class WorkerReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class EngineReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """All workers are ready; the engine has this many KV blocks (the smallest worker's)."""
+    """All workers are ready; the engine has this many KV blocks (the smallest worker's). A coordinator hears it again
+    after `WorkersDown`; a frontend when another coordinator has taken the place, which knows of no request."""
 
     num_kv_blocks: Annotated[int, Meta(ge=1)]
+    coordinator: str = "coordinator-0"
+    """Identity of the coordinator to talk to."""
+    replica: int = 0
+    """Number of the replica that it plans for."""
+
+
+class ReplicaDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Of several replicas this one computes nothing until the next `EngineReady`: a frontend's requests may go on with
+    the others."""
+
+    replica: int
+
+
+class WorkersDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The workers are gone, with all that their devices held. The coordinator answers `EngineHalted` once it has taken
+    the results that are there, and touches no ring until the next `EngineReady`."""
+
+
+class EngineHalted(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The rings are the supervisor's, until it says `EngineReady`."""
+
+
+class FrontendDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The frontend of this identity has died: nobody waits for its requests."""
+
+    frontend: str
 
 
 class GrammarDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """The grammar process `pid` has died, and all that it knew. It is started anew if `restarts`."""
+    """The grammar process `pid` has died, and all that it knew. It is started anew if `restarts`, else in a minute.
+    `pid` is 0 for one that never was this coordinator's."""
 
     pid: int
     restarts: bool
+
+
+class Reload(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Settings that have changed while the server runs; they hold from now on."""
+
+    log_level: LogLevel
+    api_keys: tuple[str, ...] | None = None
+    """For frontends, in place of those of their config; the others need not know them."""
 
 
 class Ready(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -286,8 +344,8 @@ ToCoordinator = Submit | Abort
 ToFrontend = Tokens | Rejected | Failed
 ToGrammar = Compile | Bind | Advance | Forget
 FromGrammar = GrammarUp | Compiled | Refused | Broken
-ToSupervisor = Progress | WorkerReady | Ready | Fatal
-FromSupervisor = EngineReady | GrammarDown | Stop
+ToSupervisor = Progress | WorkerReady | Ready | EngineHalted | Fatal
+FromSupervisor = EngineReady | ReplicaDown | WorkersDown | FrontendDown | GrammarDown | Reload | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -2,29 +2,35 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
-from albireo import __version__, limits
+from albireo import __version__, limits, logs
 from albireo.checkpoint import CheckpointError, GenerationDefaults
 from albireo.checkpoint.generation import read_generation_config
 from albireo.config import (
     CoordinatorConfig,
     FrontendConfig,
     GrammarConfig,
+    LogFormat,
+    LogLevel,
     ReasoningParser,
+    RoutingPolicy,
     SegmentFds,
     ToolCallParser,
     WorkerConfig,
+    worker_name,
 )
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.errors import StartupError
 from albireo.gpu_worker.launch_env import worker_environment
-from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
 from albireo.listener import ListenAddress
+from albireo.settings import LiveSettings
 from albireo.startup_display import StartupDisplay
-from albireo.supervisor import ChildSpec, run_engine
+from albireo.supervisor.child_process import ChildSpec
+from albireo.supervisor.run import run_engine
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 
@@ -46,7 +52,10 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     """Path of a template file, or the template itself."""
     generation_config: str
     """`auto`, `vllm`, or a folder."""
-    log_level: str
+    log_level: LogLevel
+    log_format: LogFormat = "text"
+    settings: LiveSettings | None = None
+    """What SIGHUP reads again; `api_keys` and `log_level` are its first."""
     web_page: bool = True
     enable_auto_tool_choice: bool = False
     tool_call_parser: ToolCallParser | None = None
@@ -54,14 +63,16 @@ class ServeArgs(Struct, frozen=True, forbid_unknown_fields=True):
     allowed_origins: tuple[str, ...] = ()
     request_id_headers: bool = False
     max_num_waiting: int = limits.MAX_NUM_WAITING
+    routing_policy: RoutingPolicy = "cache-aware"
 
 
 def serve(args: ServeArgs) -> int:
     """Runs the server until it is stopped; returns its exit code. Raises StartupError."""
+    logs.configure("supervisor", args.log_level, args.log_format)
     engine = plan_engine(args.engine, num_cpus=len(os.sched_getaffinity(0)))
     template = read_chat_template(args.chat_template)
     names = args.served_model_names or default_model_names(args.engine.model)
-    display = StartupDisplay(names[0], interactive=sys.stderr.isatty())
+    display = StartupDisplay(names[0], interactive=sys.stderr.isatty(), log_format=args.log_format)
     try:
         return run_engine(
             lambda run_dir, segments, socket_fd: child_specs(
@@ -69,13 +80,15 @@ def serve(args: ServeArgs) -> int:
             ),
             engine.scheduler,
             engine.num_workers,
+            args.engine.num_replicas,
             names[0],
             args.address,
             display,
             args.shutdown_timeout_s,
             args.worker_timeout_s,
             args.num_frontends,
-            None if engine.device == "null" else engine.checkpoint.model.vocab_size,
+            engine.checkpoint.model.vocab_size if engine.runs_model else None,
+            args.settings,
         )
     finally:
         display.close()
@@ -102,17 +115,22 @@ def child_specs(
     names: tuple[str, ...],
     template: str | None,
     run_dir: str,
-    segments: SegmentFds,
+    replicas: Sequence[SegmentFds],
     socket_fd: int,
 ) -> list[ChildSpec]:
     """Every process of the server; the workers first: they take longest to start."""
-    *workers, coordinator = engine_specs(engine, args.log_level, run_dir, segments)
-    grammars = [] if segments.grammar < 0 else [_grammar_spec(engine, args.log_level, run_dir, segments)]
+    workers, others = [], []
+    for number, segments in enumerate(replicas):
+        *ranks, coordinator = engine_specs(engine, args.log_level, run_dir, segments, number)
+        workers += ranks
+        others.append(coordinator)
+        if segments.grammar >= 0:
+            others.append(_grammar_spec(engine, args.log_level, run_dir, segments, number))
     frontends = [
-        _frontend_spec(args, engine, names, template, run_dir, segments, socket_fd, index)
+        _frontend_spec(args, engine, names, template, run_dir, replicas, socket_fd, index)
         for index in range(args.num_frontends)
     ]
-    return [*workers, *frontends, coordinator, *grammars]
+    return [spec.logging_as(args.log_format) for spec in (*workers, *frontends, *others)]
 
 
 def _generation_defaults(source: str, engine: EnginePlan) -> GenerationDefaults:
@@ -129,12 +147,15 @@ def _generation_defaults(source: str, engine: EnginePlan) -> GenerationDefaults:
         raise StartupError(f"--generation-config: {error}") from error
 
 
-def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> list[ChildSpec]:
-    """The workers, then their coordinator: all that computes, without what speaks HTTP."""
+def engine_specs(
+    engine: EnginePlan, log_level: LogLevel, run_dir: str, segments: SegmentFds, replica: int = 0
+) -> list[ChildSpec]:
+    """The workers of a replica, then their coordinator: all that computes, without what speaks HTTP."""
     model = engine.checkpoint.model
     workers = [
         WorkerConfig(
-            name=f"worker-{rank}",
+            name=worker_name(replica, rank, engine.num_workers),
+            replica=replica,
             run_dir=run_dir,
             log_level=log_level,
             scheduler=engine.scheduler,
@@ -154,11 +175,13 @@ def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: Seg
             null_step_ms=engine.null_step_ms,
             gpu_memory_utilization=engine.gpu_memory_utilization,
             enforce_eager=engine.enforce_eager,
+            sim=engine.sim,
         )
         for rank in range(engine.num_workers)
     ]
     coordinator = CoordinatorConfig(
-        name="coordinator-0",
+        name=f"coordinator-{replica}",
+        replica=replica,
         run_dir=run_dir,
         log_level=log_level,
         scheduler=engine.scheduler,
@@ -173,19 +196,24 @@ def engine_specs(engine: EnginePlan, log_level: str, run_dir: str, segments: Seg
     if segments.grammar >= 0:
         worker_fds = (*worker_fds, segments.grammar)
     environment = worker_environment(engine.num_threads)
+    preload = {"cpu": "albireo.gpu_worker.cpu_device", "cuda": "albireo.gpu_worker.cuda.device"}.get(engine.device, "")
     return [
         *(
-            ChildSpec("albireo.gpu_worker", worker, environment, (*worker_fds, segments.flight[worker.name]))
+            ChildSpec("albireo.gpu_worker", worker, environment, (*worker_fds, segments.flight[worker.name]), preload)
             for worker in workers
         ),
         ChildSpec("albireo.coordinator", coordinator, fds=(*engine_fds, segments.flight[coordinator.name])),
     ]
 
 
-def _grammar_spec(engine: EnginePlan, log_level: str, run_dir: str, segments: SegmentFds) -> ChildSpec:
+def _grammar_spec(
+    engine: EnginePlan, log_level: LogLevel, run_dir: str, segments: SegmentFds, replica: int
+) -> ChildSpec:
     model = engine.checkpoint.model
     grammar = GrammarConfig(
-        name="grammar-0",
+        name=f"grammar-{replica}",
+        replica=replica,
+        coordinator=f"coordinator-{replica}",
         run_dir=run_dir,
         log_level=log_level,
         scheduler=engine.scheduler,
@@ -195,7 +223,7 @@ def _grammar_spec(engine: EnginePlan, log_level: str, run_dir: str, segments: Se
         eos_token_ids=model.eos_token_ids,
     )
     fds = (segments.grammar, segments.flight[grammar.name])
-    return ChildSpec("albireo.grammar", grammar, fds=fds, restarts_per_minute=GRAMMAR_RESTARTS_PER_MINUTE)
+    return ChildSpec("albireo.grammar", grammar, fds=fds)
 
 
 def _frontend_spec(
@@ -204,10 +232,11 @@ def _frontend_spec(
     names: tuple[str, ...],
     template: str | None,
     run_dir: str,
-    segments: SegmentFds,
+    replicas: Sequence[SegmentFds],
     socket_fd: int,
     index: int,
 ) -> ChildSpec:
+    segments, *more = replicas
     frontend = FrontendConfig(
         name=f"frontend-{index}",
         run_dir=run_dir,
@@ -216,6 +245,8 @@ def _frontend_spec(
         socket_fd=socket_fd,
         scheduler=engine.scheduler,
         segments=segments,
+        more_replicas=tuple(more),
+        routing_policy=args.routing_policy,
         model=engine.checkpoint.model,
         generation_defaults=_generation_defaults(args.generation_config, engine),
         served_model_names=names,
@@ -238,5 +269,5 @@ def _frontend_spec(
         max_num_waiting=args.max_num_waiting,
     )
     # a frontend shows every process's counts and histograms
-    fds = (socket_fd, segments.stats, segments.requests, *segments.flight.values())
-    return ChildSpec("albireo.frontend", frontend, fds=fds)
+    shown = [fd for each in replicas for fd in (each.stats, *each.flight.values())]
+    return ChildSpec("albireo.frontend", frontend, fds=(socket_fd, segments.requests, segments.routes, *shown))

@@ -19,12 +19,15 @@ def control_address(run_dir: str) -> str:
     return f"ipc://{run_dir}/control.sock"
 
 
-def coordinator_address(run_dir: str, replica: int = 0) -> str:
-    return f"ipc://{run_dir}/coordinator-{replica}.sock"
+def coordinator_address(run_dir: str, coordinator: str = "coordinator-0") -> str:
+    """`coordinator`: its identity. One that takes another's place has an address of its own, so that nothing that was
+    on its way to the old one reaches it."""
+    return f"ipc://{run_dir}/{coordinator}.sock"
 
 
-def grammar_address(run_dir: str, replica: int = 0) -> str:
-    return f"ipc://{run_dir}/grammar-{replica}.sock"
+def grammar_address(run_dir: str, coordinator: str = "coordinator-0") -> str:
+    """Where this coordinator hears of its grammar process. Names are short: a socket's path has 107 bytes at most."""
+    return f"ipc://{run_dir}/{coordinator.replace('coordinator', 'grammar')}.sock"
 
 
 def plan_bell_address(run_dir: str, replica: int = 0) -> str:
@@ -70,32 +73,36 @@ def drain(socket: "zmq.Socket[bytes]") -> None:
             socket.recv(zmq.NOBLOCK)
 
 
-def plan_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> Bell:
+def plan_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str, replica: int = 0) -> Bell:
     """The coordinator's bell to its workers."""
     socket = open_socket(context, zmq.PUB)
     socket.setsockopt(zmq.SNDHWM, 1)
-    socket.bind(plan_bell_address(run_dir))
+    socket.bind(plan_bell_address(run_dir, replica))
     return Bell(socket)
 
 
-def plan_bell_listener(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> "zmq.Socket[bytes]":
+def plan_bell_listener(
+    context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str, replica: int = 0
+) -> "zmq.Socket[bytes]":
     socket = open_socket(context, zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 1)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
-    socket.connect(plan_bell_address(run_dir))
+    socket.connect(plan_bell_address(run_dir, replica))
     return socket
 
 
-def token_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> Bell:
+def token_bell(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str, replica: int = 0) -> Bell:
     """A worker's bell to its coordinator."""
     socket = open_socket(context, zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, 1)
-    socket.connect(token_bell_address(run_dir))
+    socket.connect(token_bell_address(run_dir, replica))
     return Bell(socket)
 
 
-def token_bell_listener(context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str) -> "zmq.Socket[bytes]":
+def token_bell_listener(
+    context: "zmq.Context[zmq.Socket[bytes]]", run_dir: str, replica: int = 0
+) -> "zmq.Socket[bytes]":
     socket = open_socket(context, zmq.PULL)
     socket.setsockopt(zmq.RCVHWM, 1)
-    socket.bind(token_bell_address(run_dir))
+    socket.bind(token_bell_address(run_dir, replica))
     return socket

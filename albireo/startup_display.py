@@ -1,8 +1,13 @@
 """What a person sees on stderr while the server starts: a live line per process on a terminal, plain lines else."""
 
+import contextlib
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
+
+from albireo.config import LogFormat
+from albireo.logs import journal_prefix, json_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -11,13 +16,14 @@ if TYPE_CHECKING:
 class StartupDisplay:
     """Progress, the one ready line, and errors. `model` is the name that clients use."""
 
-    def __init__(self, model: str, interactive: bool) -> None:
+    def __init__(self, model: str, interactive: bool, log_format: LogFormat = "text") -> None:
         self._model = model
+        self._log_format = log_format
         self._started = time.monotonic()
         self._stages: dict[str, str] = {}
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        if interactive:
+        if interactive and log_format == "text":
             self._progress = self._open_progress()
 
     def _open_progress(self) -> "Progress":
@@ -46,12 +52,21 @@ class StartupDisplay:
         elapsed = time.monotonic() - self._started
         self._print(
             f"albireo ready: {url}  model {self._model}  device {device}  "
-            f"KV cache {capacity_tokens:,} tokens  ({elapsed:.1f} s)"
+            f"KV cache {capacity_tokens:,} tokens  ({elapsed:.1f} s)",
+            url=url,
+            model=self._model,
+            device=device,
+            kv_cache_tokens=capacity_tokens,
         )
+
+    def note(self, message: str) -> None:
+        """What is good to know of a server that runs."""
+        self.close()
+        self._print(f"albireo: {message}")
 
     def error(self, message: str) -> None:
         self.close()
-        self._print(f"albireo: {message}")
+        self._print(f"albireo: {message}", logging.ERROR)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
@@ -59,6 +74,8 @@ class StartupDisplay:
             self._progress.stop()
             self._progress = None
 
-    @staticmethod
-    def _print(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    def _print(self, line: str, level: int = logging.INFO, **fields: object) -> None:
+        if self._log_format == "json":
+            line = json_line("supervisor", level, line, fields, time.time())
+        with contextlib.suppress(OSError):  # a terminal that is gone takes no lines
+            print(journal_prefix(level) + line, file=sys.stderr, flush=True)

@@ -57,3 +57,12 @@ def test_a_crashed_engine_leaves_its_last_steps(parent: Path) -> None:
     assert (log.name, log.records["part"].tolist()) == ("worker-0", [Part.FORWARD])
     old = [path.name[23:30] for path in sorted(parent.glob("*-1.npz"))]
     assert old == ["-000003", "-000004", "-000005", "-000006"], "with the new one, five"
+
+
+def test_replicas_that_die_in_the_same_second_leave_a_record_each(parent: Path) -> None:
+    names = ["worker-0", "worker-1"]
+    fds = [make_flight(name) for name in names]
+    paths = [leave_flight_record({name: fd}, number) for number, (name, fd) in enumerate(zip(names, fds, strict=True))]
+    for fd in fds:
+        os.close(fd)
+    assert [log.name for path in paths for log in flight.load(path)] == names

@@ -235,7 +235,7 @@ def _start(run_dir: str, socket_fd: int) -> subprocess.Popen[bytes]:
     )  # fmt: skip
     segments = create_segments(plan.scheduler, 1, process_names(1))
     EngineStats(segments.stats).engine["heartbeat_ns"] = time.monotonic_ns()
-    specs = child_specs(args, plan, ("demo",), None, run_dir, segments, socket_fd)
+    specs = child_specs(args, plan, ("demo",), None, run_dir, [segments], socket_fd)
     spec = next(spec for spec in specs if isinstance(spec.config, FrontendConfig))
     child = subprocess.Popen(
         [sys.executable, "-m", spec.module], stdin=subprocess.PIPE, pass_fds=spec.fds,

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from peer_server import PeerServer
+from process_watch import rss_mib
 
 from albireo.bench.connection import ConnectionPool
 from albireo.bench.http_requests import http_request
@@ -61,12 +62,6 @@ class Watch:
                 self.gaps_ns.extend(durations[log.records["part"] == Part.EXPOSED].tolist())
             if name == "worker-0":
                 self.steps_ns.extend(durations[log.records["part"] == Part.FORWARD].tolist())
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process without shared memory, whose pages are touched one by one: RssAnon + RssFile."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return sum(int(kib) for kib in re.findall(r"Rss(?:Anon|File):\s+(\d+) kB", status)) / 1024
 
 
 class Answer:

@@ -14,16 +14,19 @@ from albireo.config import SegmentFds, process_names
 from albireo.engine_args import EnginePlan
 from albireo.engine_segments import create_segments
 from albireo.errors import StartupError
-from albireo.rank_watch import RankWatch
+from albireo.notify import Notifier
 from albireo.run_directory import RunDirectory
 from albireo.shm.segment import SegmentError
 from albireo.shm.stats import EngineStats
 from albireo.signal_pipe import SignalPipe
 from albireo.startup_display import StartupDisplay
-from albireo.supervisor import ChildSpec, EngineStopped, Supervisor
+from albireo.supervisor.child_process import ChildSpec
+from albireo.supervisor.deaths import EngineStopped
+from albireo.supervisor.engine_memory import EngineMemory
+from albireo.supervisor.supervisor import Supervisor
 
 _SHUTDOWN_TIMEOUT_S = 1.0
-_WORKER_TIMEOUT_NS = 30_000_000_000
+_WORKER_TIMEOUT_S = 30.0
 
 MakeSpecs = Callable[[str, SegmentFds], list[ChildSpec]]
 """From the run directory and the segments to the processes."""
@@ -62,6 +65,7 @@ class RunningEngine:
         self.run_dir = run_dir
         self._supervisor = supervisor
         self._stats = stats
+        self._pids = supervisor.pids()
 
     def check(self) -> None:
         """Raises EngineLostError when a process has died or a signal came."""
@@ -69,6 +73,8 @@ class RunningEngine:
             self._supervisor.poll(0)
         except EngineStopped as stopped:
             raise EngineLostError("the engine has stopped") from stopped
+        if self._supervisor.pids() != self._pids:
+            raise EngineLostError("a process of the engine has died")
 
     def snapshot(self) -> Snapshot:
         """Counters of now; some are a step older than others."""
@@ -95,8 +101,10 @@ def running_engine(engine: EnginePlan, make_specs: MakeSpecs) -> Iterator[Runnin
             raise StartupError(str(error)) from error
         stack.callback(_close, segments)
         stats = EngineStats(segments.stats)
-        ranks = RankWatch(stats.workers, _WORKER_TIMEOUT_NS)
-        supervisor = Supervisor(run_dir, signals, _ErrorsOnly("", interactive=False), _SHUTDOWN_TIMEOUT_S, ranks)
+        memory = EngineMemory(segments, engine.scheduler, engine.num_workers, _WORKER_TIMEOUT_S)
+        supervisor = Supervisor(
+            run_dir, signals, _ErrorsOnly("", interactive=False), _SHUTDOWN_TIMEOUT_S, [memory], Notifier()
+        )
         stack.callback(supervisor.stop)
         try:
             supervisor.start(make_specs(run_dir, segments))

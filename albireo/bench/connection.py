@@ -56,10 +56,10 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write(request)
         try:
             await self._response
-        finally:
-            # A cancelled request leaves half a response on the wire.
-            if self._sink is not None:
-                self.close()
+        except BaseException:
+            # cancelled: half a response may be on the wire, and after a whole one nobody has the connection any more
+            self.close()
+            raise
 
     def close(self) -> None:
         self.reusable, self._sink = False, None

@@ -7,7 +7,7 @@ what is told holds the whole run, and at each end up to about a second in which 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -29,7 +29,7 @@ _POLL_S = 0.05
 _MAX_METRICS_BYTES = 8 * 1024 * 1024
 
 
-class GpuUse(Struct, frozen=True):
+class GpuUse(Struct, frozen=True, omit_defaults=True):
     """Of all the engine's GPUs in a run; None where the server does not say, or not of every GPU."""
 
     num_gpus: int
@@ -38,16 +38,19 @@ class GpuUse(Struct, frozen=True):
     energy_s: float | None
     busy_share: float | None
     """Mean over the GPUs of the share of the run in which they worked on steps."""
+    is_simulated: bool = False
+    """The figures are those of simulated devices."""
 
 
 class Scrape(Struct, frozen=True):
-    """One answer of /metrics: values by rank."""
+    """One answer of /metrics: values by rank; by `replica/rank` from the second replica on."""
 
     asked_s: float
     """When, time.perf_counter."""
     energy_j: dict[str, float]
     busy_s: dict[str, float]
     age_s: dict[str, float]
+    is_simulated: bool = False
 
     @property
     def ranks(self) -> set[str]:
@@ -106,17 +109,25 @@ class GpuWatch:
 
 def parse(text: str, asked_s: float) -> Scrape | None:
     """None when there is nothing of GPUs in it."""
+    is_simulated = False
     values: dict[str, dict[str, float]] = {_ENERGY: {}, _BUSY: {}, _AGE: {}}
     lines = [line for line in text.splitlines() if line.startswith(tuple(values))]
     try:
         for family in text_string_to_metric_families("\n".join([*lines, ""])):
             for sample in family.samples:
                 if sample.name in values:
-                    values[sample.name][sample.labels["rank"]] = float(sample.value)
+                    values[sample.name][_rank(sample.labels)] = float(sample.value)
+                    is_simulated |= sample.labels.get("simulated") == "true"
     except (ValueError, KeyError):
         return None
-    scrape = Scrape(asked_s, values[_ENERGY], values[_BUSY], values[_AGE])
+    scrape = Scrape(asked_s, values[_ENERGY], values[_BUSY], values[_AGE], is_simulated)
     return scrape if scrape.ranks else None
+
+
+def _rank(labels: Mapping[str, str]) -> str:
+    """Each replica has a rank 0."""
+    replica = labels.get("engine", "0")
+    return labels["rank"] if replica == "0" else f"{replica}/{labels['rank']}"
 
 
 def gpu_use(before: Scrape, at_end: Scrape, after: Scrape) -> GpuUse | None:
@@ -132,7 +143,7 @@ def gpu_use(before: Scrape, at_end: Scrape, after: Scrape) -> GpuUse | None:
         busy_share = None if busy_s is None or wall_s <= 0 else busy_s / len(before.ranks) / wall_s
     if energy_j is None and busy_share is None:
         return None
-    return GpuUse(len(before.ranks), energy_j, energy_s, busy_share)
+    return GpuUse(len(before.ranks), energy_j, energy_s, busy_share, before.is_simulated)
 
 
 def joules_per_output_token(gpu: GpuUse | None, metrics: RunMetrics) -> float | None:

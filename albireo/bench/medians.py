@@ -13,7 +13,8 @@ def median_of(values: Sequence[S]) -> S:
     """A record whose every number is the median of the given records' numbers; texts are the first one's. A number that
     any of them lacks (None) has no median.
 
-    In lists of records those of the same texts belong together; one that is in some lists only has the median of these.
+    Of dictionaries the keys that all have are there. In lists of records those of the same texts belong together; one
+    that is in some lists only has the median of these.
     """
     return cast(S, _median(values))
 
@@ -25,7 +26,8 @@ def _median(values: Sequence[object]) -> object:
     if isinstance(first, Struct):
         return type(first)(*(_median([getattr(value, name) for value in values]) for name in first.__struct_fields__))
     if isinstance(first, dict):
-        return {key: _median([value[key] for value in values if isinstance(value, dict)]) for key in first}
+        found = [value for value in values if isinstance(value, dict)]
+        return {key: _median([each[key] for each in found]) for key in first if all(key in each for each in found)}
     if isinstance(first, list):
         together: dict[tuple[str, ...], list[object]] = {}
         for value in values:

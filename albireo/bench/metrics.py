@@ -20,8 +20,10 @@ class RunMetrics(Struct, frozen=True):
     request_throughput: float
     output_throughput: float
     total_token_throughput: float
+    met_goodput: int | None
+    """Requests that met every goodput target; None when there was none."""
     request_goodput: float | None
-    """Requests per second that met every goodput target; None when there was none."""
+    """The same per second."""
     peak_concurrency: int
     tokens_per_chunk: float
     """1 when every chunk held one token; more when the server merges them, and then `itl` is per chunk."""
@@ -36,7 +38,7 @@ def summarise(outcomes: Sequence[RequestOutcome], goodput_ms: Mapping[str, float
     duration_s = max(duration_s, 1e-9)
     output, prompt = sum(o.output_tokens for o in good), sum(o.prompt_tokens for o in good)
     chunks = sum(o.token_chunks for o in good)
-    within = sum(_meets(o, goodput_ms) for o in good)
+    met = sum(_meets(o, goodput_ms) for o in good) if goodput_ms else None
     return RunMetrics(
         duration_s=duration_s,
         completed=len(good),
@@ -47,7 +49,8 @@ def summarise(outcomes: Sequence[RequestOutcome], goodput_ms: Mapping[str, float
         request_throughput=len(good) / duration_s,
         output_throughput=output / duration_s,
         total_token_throughput=(prompt + output) / duration_s,
-        request_goodput=within / duration_s if goodput_ms else None,
+        met_goodput=met,
+        request_goodput=None if met is None else met / duration_s,
         peak_concurrency=peak_concurrency(outcomes),
         tokens_per_chunk=output / chunks if chunks else 0.0,
         latencies_ms={

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -18,9 +19,9 @@ from albireo.config import SegmentFds
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.listener import ListenAddress, listening
 from albireo.serve import ServeArgs, child_specs, engine_specs
-from albireo.supervisor import ChildSpec
+from albireo.supervisor.child_process import ChildSpec
 
-_LOG_LEVEL = "warning"
+_LOG_LEVEL: Final = "warning"
 _ANY_KV_BYTES = 2**50
 """More than any engine here needs; the null device allocates none of it."""
 
@@ -152,7 +153,7 @@ def _server_specs(engine: EnginePlan, listener: socket.socket) -> MakeSpecs:
         log_level=_LOG_LEVEL,
     )
     return lambda run_dir, segments: child_specs(
-        args, engine, args.served_model_names, None, run_dir, segments, listener.fileno()
+        args, engine, args.served_model_names, None, run_dir, [segments], listener.fileno()
     )
 
 

@@ -5,6 +5,7 @@ to the same number of tokens wherever it is cut, so that a server which tokenise
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -14,6 +15,8 @@ _WORDS_WANTED = 1024
 """Enough that two prompts never share a block of KV cache by chance."""
 _WORDS_NEEDED = 16
 _ATTEMPTS = 100
+BLOCK_WORDS = 512
+"""Of a block that prompts may share: what a hash id of the Mooncake traces stands for."""
 
 
 class PromptError(ValueError):
@@ -47,13 +50,37 @@ class PromptMaker:
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self._tokenizer = tokenizer
         self._random = random.Random(seed)
+        self._seed = seed
         self._words = self._find_words()
+        self._blocks: dict[int, list[str]] = {}
 
     def make(self, count: int, input_len: int, prefix_len: int) -> list[Prompt]:
         """`count` prompts of `prefix_len` shared and then `input_len` own tokens. Raises PromptError."""
         prefix = self._extend("", prefix_len) if prefix_len else ""
-        texts = [self._extend(prefix, prefix_len + input_len) for _ in range(count)]
-        return [Prompt(text, self._encode(text)) for text in texts]
+        return [self.extend(prefix, prefix_len + input_len) for _ in range(count)]
+
+    def extend(self, prefix: str, num_tokens: int) -> Prompt:
+        """One of `num_tokens` that begins with the text `prefix`. Raises PromptError."""
+        text = self._extend(prefix, num_tokens)
+        return Prompt(text, self._encode(text))
+
+    def of_blocks(self, blocks: Sequence[int], num_tokens: int) -> Prompt:
+        """One of `num_tokens`, of which each BLOCK_WORDS are the same wherever their number stands in `blocks`, so that
+        prompts whose `blocks` begin alike do too. What these do not cover is random. Raises PromptError."""
+        words = [word for block in blocks[: -(-num_tokens // BLOCK_WORDS)] for word in self._block(block)]
+        words += self._random.choices(self._words, k=max(0, num_tokens - len(words)))
+        # what the first word and special tokens take beside: a word less for each at the end
+        surplus = len(self._encode(" ".join(words[:num_tokens]))) - num_tokens
+        if surplus >= num_tokens:  # too short for its first word: others may do
+            return self.extend("", num_tokens)
+        text = " ".join(words[: num_tokens - surplus])
+        return Prompt(text, self._encode(text))
+
+    def _block(self, number: int) -> list[str]:
+        if number not in self._blocks:
+            draw = random.Random(f"{self._seed} {number}")
+            self._blocks[number] = draw.choices(self._words, k=BLOCK_WORDS)
+        return self._blocks[number]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text).ids

@@ -166,12 +166,13 @@ def _gpu_rows(run: ServeRun, metrics: RunMetrics) -> list[tuple[str, str]]:
     gpu, rows = run.gpu, []
     if gpu is None:
         return []
+    simulated = ", simulated" if gpu.is_simulated else ""
     if gpu.energy_j is not None and gpu.energy_s is not None:
-        rows.append(("GPU energy (J)", f"{gpu.energy_j:.1f} in {gpu.energy_s:.1f} s"))
+        rows.append(("GPU energy (J)", f"{gpu.energy_j:.1f} in {gpu.energy_s:.1f} s{simulated}"))
     per_token = joules_per_output_token(run.gpu, metrics)
     if per_token is not None:
-        rows.append(("Joules per output token", f"{per_token:.4g}"))
+        rows.append(("Joules per output token", f"{per_token:.4g}{simulated}"))
     if gpu.busy_share is not None:
         mean = f", mean of {gpu.num_gpus}" if gpu.num_gpus > 1 else ""
-        rows.append(("GPU busy with steps", f"{gpu.busy_share:.1%} of the run{mean}"))
+        rows.append(("GPU busy with steps", f"{gpu.busy_share:.1%} of the run{mean}{simulated}"))
     return rows

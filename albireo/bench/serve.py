@@ -1,12 +1,14 @@
 """One `bench serve` run against a live server, from prompts to outcomes."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import uvloop
 from msgspec import Struct
+from tokenizers import Tokenizer
 
 from albireo.bench.arrivals import arrival_times_s
 from albireo.bench.connection import ConnectionPool, KeptBody
@@ -43,6 +45,19 @@ class ServeRun(Struct, frozen=True):
     """None when the server says nothing of its GPUs."""
 
 
+class OfferedLoad(Struct, frozen=True):
+    """What is sent, and when: made of the settings, unless a caller brings it."""
+
+    warmups: list[Prompt]
+    prompts: list[Prompt]
+    due_s: list[float]
+    """Seconds after the start at which each prompt is sent, ascending."""
+
+
+Watch = Callable[[ConnectionPool, dict[str, str]], contextlib.AbstractAsyncContextManager[object]]
+"""Of the pool and the headers of requests: entered before the measured part and left behind it."""
+
+
 class _ServedModel(Struct):
     id: str
     root: str | None = None
@@ -52,23 +67,41 @@ class _ServedModels(Struct):
     data: list[_ServedModel]
 
 
-def serve_bench(settings: ServeBenchSettings, api_key: str | None) -> ServeRun:
-    """Runs it on a fresh uvloop. Raises BenchError, PromptError; a failed request is an outcome, not an exception."""
+def serve_bench(
+    settings: ServeBenchSettings, api_key: str | None, load: OfferedLoad | None = None, watch: Watch | None = None
+) -> ServeRun:
+    """Runs it on a fresh uvloop. `load` takes the place of what the settings say of prompts and arrivals.
+    Raises BenchError, PromptError; a failed request is an outcome, not an exception."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings, api_key))
+        return runner.run(_run(settings, api_key, load, watch))
 
 
-async def _run(settings: ServeBenchSettings, api_key: str | None) -> ServeRun:
+def make_load(settings: ServeBenchSettings, tokenizer: Tokenizer) -> OfferedLoad:
+    """What the settings say. Raises PromptError."""
+    warmups, prompts = make_prompts(settings, tokenizer)
+    due_s = arrival_times_s(len(prompts), settings.request_rate, settings.burstiness, settings.seed)
+    return OfferedLoad(warmups, prompts, due_s.tolist())
+
+
+async def _run(
+    settings: ServeBenchSettings, api_key: str | None, load: OfferedLoad | None, watch: Watch | None
+) -> ServeRun:
     pool = ConnectionPool(settings.base_url, settings.insecure)
     headers = ({"Authorization": f"Bearer {api_key}"} if api_key else {}) | settings.headers
     try:
-        return await _measure(pool, settings, headers)
+        return await _measure(pool, settings, headers, load, watch)
     finally:
         # uvloop's loop.close() never returns while a connection is open.
         pool.close()
 
 
-async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: dict[str, str]) -> ServeRun:
+async def _measure(
+    pool: ConnectionPool,
+    settings: ServeBenchSettings,
+    headers: dict[str, str],
+    load: OfferedLoad | None,
+    watch: Watch | None,
+) -> ServeRun:
     try:
         await pool.resolve()
         served = await _first_model(pool, headers) if settings.model is None else None
@@ -76,22 +109,27 @@ async def _measure(pool: ConnectionPool, settings: ServeBenchSettings, headers: 
         raise BenchError(f"cannot reach {settings.base_url}: {error or type(error).__name__}") from None
     model = served.id if served else settings.model or ""
     tokenizer_name = settings.tokenizer or (served.root if served else None) or model
-    tokenizer = load_tokenizer(tokenizer_name)
-    warmups, prompts = make_prompts(settings, tokenizer)
-    warmup_s = await _warm_up(pool, settings, [_request(pool, settings, headers, model, p) for p in warmups])
-    requests = [_request(pool, settings, headers, model, prompt) for prompt in prompts]
-    due_s = arrival_times_s(len(requests), settings.request_rate, settings.burstiness, settings.seed).tolist()
+    load = load or make_load(settings, load_tokenizer(tokenizer_name))
+    warmup_s = await _warm_up(pool, settings, [_request(pool, settings, headers, model, p) for p in load.warmups])
+    requests = [_request(pool, settings, headers, model, prompt) for prompt in load.prompts]
+    most, timeout_s = settings.max_concurrency, settings.request_timeout_s
     gpu = GpuWatch(pool, headers)
     await gpu.begin()
     opened_before = pool.opened
-    async with progress_bar("measuring", len(requests)) as advance:
-        with SelfWatch() as watch:
-            streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s, advance)
+    async with progress_bar("measuring", len(requests)) as advance, _watching(watch, pool, headers):
+        with SelfWatch() as self_watch:
+            streams = await offer(pool, requests, load.due_s, most, timeout_s, advance)
     opened = pool.opened - opened_before
     gpu_use = await gpu.end()
-    outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, prompts, strict=True)]
-    client = watch.load(sum(len(stream.chunk_ns) for stream in streams))
-    return ServeRun(model, tokenizer_name, prompts, outcomes, client, opened, warmup_s, gpu_use)
+    outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, load.prompts, strict=True)]
+    client = self_watch.load(sum(len(stream.chunk_ns) for stream in streams))
+    return ServeRun(model, tokenizer_name, load.prompts, outcomes, client, opened, warmup_s, gpu_use)
+
+
+def _watching(
+    watch: Watch | None, pool: ConnectionPool, headers: dict[str, str]
+) -> contextlib.AbstractAsyncContextManager[object]:
+    return contextlib.nullcontext() if watch is None else watch(pool, headers)
 
 
 async def _first_model(pool: ConnectionPool, headers: dict[str, str]) -> _ServedModel:

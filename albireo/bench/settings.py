@@ -1,5 +1,6 @@
 """What one `bench serve` run does, as a frozen record: parsed once from argv, saved whole with the result."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -77,7 +78,7 @@ def parse_goodput(pairs: Sequence[str]) -> dict[str, float]:
     for pair in (part for text in pairs for part in text.split(",") if part):
         name, colon, value = pair.partition(":")
         limit = parse_float(value, "--goodput") if colon else -1.0
-        if name not in GOODPUT_METRICS or limit < 0:
+        if name not in GOODPUT_METRICS or not 0 <= limit < math.inf:  # NaN too
             raise SettingsError(f"--goodput takes METRIC:MILLISECONDS with {', '.join(GOODPUT_METRICS)}, not {pair!r}")
         targets[name] = limit
     return targets

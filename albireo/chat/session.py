@@ -18,6 +18,8 @@ class Session:
         self._terminal = terminal
         self._conversation = Conversation(system)
         self._fields = fields
+        self._failed: str | None = None
+        """The last question, if its answer failed: the conversation goes on without it, and `/retry` asks it."""
 
     def run(self) -> None:
         """Returns when the user ends it."""
@@ -47,11 +49,12 @@ class Session:
                 self._terminal.note("  a line that ends in \\ goes on in the next one\n")
             case "/clear":
                 self._conversation.clear()
+                self._failed = None
                 self._terminal.note("a new conversation\n")
             case "/system":
                 self._set_system(argument.strip())
             case "/retry":
-                question = self._conversation.take_back()
+                question = self._failed or self._conversation.take_back()
                 if question is None:
                     self._terminal.note("there is no question yet\n")
                 else:
@@ -83,7 +86,8 @@ class Session:
                 answer.problem = str(error)
             pieces.close()
             answer.end()
-            self._conversation.answer(answer.text)
+            self._conversation.answer("" if answer.problem else answer.text)
+            self._failed = question if answer.problem else None
 
 
 class Answer:

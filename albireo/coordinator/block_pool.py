@@ -73,6 +73,11 @@ class BlockPool:
         """How many of `blocks` are free, that is: would leave the free ones if shared."""
         return sum(block in self._cached_free for block in blocks)
 
+    def num_shared(self, blocks: Blocks) -> int:
+        """How many at the head of `blocks`, a sequence's in order, others hold too."""
+        is_shared = self._ref_counts[blocks] > 1
+        return blocks.size if is_shared.all() else int(is_shared.argmin())
+
     def share(self, blocks: list[int]) -> None:
         """Takes a reference to each of `blocks`, which `lookup` found."""
         for block in blocks:

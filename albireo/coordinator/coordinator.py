@@ -14,13 +14,14 @@ import numpy.typing as npt
 import zmq
 
 from albireo import sockets
-from albireo.config import CoordinatorConfig
-from albireo.coordinator.grammars import Compilation, Grammars
+from albireo.config import CoordinatorConfig, worker_name
+from albireo.coordinator.grammars import DOWN, Compilation, Grammars
 from albireo.coordinator.outputs import token_messages
 from albireo.coordinator.request import Request
 from albireo.coordinator.results import ConfirmedRows
 from albireo.coordinator.run_ahead import RunAhead
 from albireo.coordinator.scheduler import Scheduler
+from albireo.coordinator.step_log import StepLog
 from albireo.coordinator.telemetry import Telemetry
 from albireo.limits import MAX_BAD_WORDS_ENTRIES, MAX_STOP_TOKEN_IDS
 from albireo.messages import (
@@ -28,6 +29,7 @@ from albireo.messages import (
     Failed,
     GrammarDown,
     Rejected,
+    Resumed,
     Submit,
     ToCoordinator,
     ToFrontend,
@@ -42,6 +44,10 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGES_PER_STEP = 256
 """Messages taken between two plans: a flood of requests delays planning by a bounded time."""
+
+
+MAX_CRASHES = 2
+"""Deaths of workers with a request in flight, at the same place of it, that end it: it may be what kills them."""
 
 
 class RanksDifferError(Exception):
@@ -75,14 +81,20 @@ class Coordinator:
         self._grammars = grammars
         self._idle_since_ns = clock_ns()
         self._clock_ns = clock_ns
+        self._step_log = StepLog()
         self._run_ahead = RunAhead(config.scheduler.run_ahead)
         self._decoder = coordinator_decoder()
         self._identities: list[bytes] = []
         """ZeroMQ identities of the frontends heard from; a frontend's index is its place here."""
+        self._gone: set[bytes] = set()
+        """Identities of those that have died."""
         self._requests: dict[tuple[int, int], Request] = {}
         """By (frontend, request id): everything that has not had its terminal event."""
         self._num_arrived = 0
-        self._num_confirmed = 0
+        self._num_confirmed = plans.next_step - 1
+        grammars.confirmed(self._num_confirmed, ())
+        self._is_halted = False
+        """There are no workers."""
         self._arrived: list[TokenSlot | None] = [None] * len(tokens)
         """By rank: results of the next step that are here already."""
         self._outbox: list[tuple[int, ToFrontend]] = []
@@ -95,8 +107,9 @@ class Coordinator:
     def step(self) -> None:
         """Takes what has arrived, plans as far as it may, answers. Never blocks."""
         self._receive()
-        self._confirm()
-        self._plan()
+        if not self._is_halted:
+            self._confirm()
+            self._plan()
         self._answer()
         num_planned = self._plans.next_step - 1
         depth = self._run_ahead.depth
@@ -119,6 +132,8 @@ class Coordinator:
             identity, *frames = self._frontends.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return False
+        if identity in self._gone:  # what it said in its last moments
+            return True
         try:
             self._handle(self._frontend_index(identity), self._decoder.decode(b"".join(frames)))
         except msgspec.MsgspecError as error:
@@ -145,6 +160,51 @@ class Coordinator:
         if request.has_grammar:
             self._grammars.forget([request])
 
+    def frontend_down(self, identity: str) -> None:
+        """From the supervisor: nobody waits for this frontend's requests."""
+        self._gone.add(identity.encode())
+        if identity.encode() not in self._identities:
+            return
+        index = self._frontend_index(identity.encode())
+        keys = [key for key in self._requests if key[0] == index]
+        for key in keys:
+            self._abort(self._requests.pop(key))
+        if keys:
+            log.warning("%s has died; its %d requests are aborted", identity, len(keys))
+
+    def halt(self) -> None:
+        """The workers are gone. Takes what they have said, and plans nothing until `resume`."""
+        self._confirm()
+        self._is_halted = True
+        self._telemetry.halt()
+        self._step_log.forget()
+        for request in self._scheduler.lose_devices():
+            request.note_crash()
+            if request.num_crashes >= MAX_CRASHES:
+                self._fail(request, "the engine has died each time that it tried to go on with this request")
+        self._tell_grammars()
+        self._answer()
+        log.warning("the workers are gone; %d requests wait for others", len(self._scheduler.waiting))
+
+    def resume(self, num_blocks: int, plans: PlanWriter, tokens: list[TokenReader]) -> None:
+        """Workers are there, with so many empty KV blocks, at rings that begin anew."""
+        self._plans, self._tokens = plans, tokens
+        self._arrived = [None] * len(tokens)
+        self._num_confirmed = plans.next_step - 1
+        self._grammars.confirmed(self._num_confirmed, ())
+        self._scheduler.gain_devices(num_blocks)
+        for request in list(self._requests.values()):
+            if (problem := self._scheduler.capacity_error(request)) is not None:
+                self._fail(request, problem)
+        self._is_halted = False
+
+    def _fail(self, request: Request, why: str) -> None:
+        """Ends a request through no fault of its client."""
+        log.error("request %d of frontend %d: %s", request.request_id, request.frontend, why)
+        del self._requests[request.frontend, request.request_id]
+        self._abort(request)
+        self._outbox.append((request.frontend, Failed(request.request_id, why)))
+
     def grammar_down(self, message: GrammarDown) -> None:
         """From the supervisor."""
         self._take_compilations(self._grammars.lost(message.pid, message.restarts))
@@ -157,7 +217,7 @@ class Coordinator:
                 continue
             del self._requests[request.frontend, request.request_id]
             self._abort(request)
-            answer: ToFrontend = Failed(request.request_id, each.problem)
+            answer: ToFrontend = Failed(request.request_id, each.problem, is_transient=True)
             if each.is_clients:
                 answer = Rejected(request.request_id, each.field, f"{each.field}: {each.problem}")
             self._outbox.append((request.frontend, answer))
@@ -167,6 +227,9 @@ class Coordinator:
         tokens = np.frombuffer(message.prompt_token_ids[:whole], np.int32)
         problem = self._problem(frontend, message, tokens)
         if message.grammar is not None and self._grammars.refusal is not None:
+            if self._grammars.refusal == DOWN:
+                self._outbox.append((frontend, Failed(message.request_id, self._grammars.refusal, is_transient=True)))
+                return
             problem = message.grammar.field, f"{message.grammar.field}: {self._grammars.refusal}"
         if problem is None:
             request = self._request(frontend, message, tokens)
@@ -187,7 +250,8 @@ class Coordinator:
         sampling, limit = message.sampling, self._config.scheduler.max_model_len
         if (frontend, message.request_id) in self._requests:
             return "request_id", "this request id is in use"
-        if not tokens.size or tokens.size >= limit:
+        num_outputs = 0 if message.resumed is None else message.resumed.num_output_tokens
+        if tokens.size <= num_outputs or tokens.size >= limit:
             return "prompt", f"the prompt has {tokens.size} tokens; between 1 and {limit - 1} are possible"
         if tokens.min() < 0 or tokens.max() >= self._config.vocab_size:
             return "prompt", f"token ids must lie between 0 and {self._config.vocab_size - 1}"
@@ -200,12 +264,17 @@ class Coordinator:
 
     def _request(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> Request:
         self._num_arrived += 1
+        resumed = message.resumed or Resumed(0)
+        num_prompt = tokens.size - resumed.num_output_tokens
         return Request(
             frontend=frontend,
             request_id=message.request_id,
             sampling=message.sampling,
             tokens=tokens,
-            max_total_tokens=min(tokens.size + message.sampling.max_tokens, self._config.scheduler.max_model_len),
+            num_output_tokens=resumed.num_output_tokens,
+            num_scored=resumed.num_scored,
+            num_admissions=0 if message.resumed is None else 1,
+            max_total_tokens=min(num_prompt + message.sampling.max_tokens, self._config.scheduler.max_model_len),
             priority=message.priority,
             cache_salt=message.cache_salt,
             sample_group=message.sample_group,
@@ -222,6 +291,8 @@ class Coordinator:
             rows: npt.NDArray[Any] = slot.rows[: int(header["num_rows"])].copy()
             logprobs: npt.NDArray[Any] = slot.logprobs[: int(header["num_logprobs"])].copy()
             begin_ns, end_ns = int(header["begin_ns"]), int(header["end_ns"])
+            if self._scheduler.swap.is_on:
+                self._scheduler.swap.costs.observe(begin_ns, end_ns, int(header["swap_ns"]))
             for ring in self._tokens:
                 ring.consume()
             self._arrived = [None] * len(self._tokens)
@@ -231,7 +302,8 @@ class Coordinator:
             self._grammars.confirmed(self._num_confirmed, self._scheduler.take_constrained())
             self._recorder.mark(Part.CONFIRM)
             self._run_ahead.observe(begin_ns, end_ns)
-            self._telemetry.observe_step(self._num_confirmed, begin_ns, end_ns, self._scheduler.has_work)
+            exposed_ns = self._telemetry.observe_step(self._num_confirmed, begin_ns, end_ns, self._scheduler.has_work)
+            self._step_log.confirmed(self._num_confirmed, end_ns - begin_ns, exposed_ns, end_ns)
 
     def _step_has_arrived(self) -> bool:
         """Whether every rank has published the next step's results."""
@@ -248,8 +320,8 @@ class Coordinator:
         for rank, other in enumerate(others, 1):
             rows = other.rows[: int(other.header["num_rows"][0])]
             if not np.array_equal(first.rows[:num_rows], rows) or other.header["num_logprobs"][0] != num_logprobs:
-                step = self._num_confirmed + 1
-                raise RanksDifferError(f"worker-0 and worker-{rank} sampled different tokens in step {step}")
+                names = " and ".join(worker_name(self._config.replica, each, len(self._tokens)) for each in (0, rank))
+                raise RanksDifferError(f"{names} sampled different tokens in step {self._num_confirmed + 1}")
         return first
 
     def _deliver(self, rows: ConfirmedRows) -> None:
@@ -274,18 +346,26 @@ class Coordinator:
             self._recorder.num_rows = num_rows = int(plan.header["num_rows"][0])
             num_chunk_tokens = int(plan.header["num_chunk_tokens"][0])
             self._recorder.mark(Part.SCHEDULE)
+            if self._scheduler.swap.is_on:
+                self._scheduler.swap.costs.expect(plan.counts())
             self._plans.publish()
             self._recorder.mark(Part.WRITE_PLAN)
             self._telemetry.observe_plan(num_rows + num_chunk_tokens)
-            if changes := self._scheduler.grammar_changes:
-                self._grammars.planned(self._plans.next_step - 1, changes)
-                changes.clear()
+            self._step_log.planned(num_rows, num_chunk_tokens)
+            self._tell_grammars()
             planned = True
         if planned:
             self._recorder.start(self._plans.next_step - 1)
             self._bell.ring()
             self._recorder.mark(Part.DOORBELL)
+        self._step_log.preempted(self._scheduler.take_preemptions(), self._clock_ns())
         self._note_idleness()
+
+    def _tell_grammars(self) -> None:
+        """Which constrained requests entered a slot, or left one, with the newest step."""
+        if changes := self._scheduler.grammar_changes:
+            self._grammars.planned(self._plans.next_step - 1, changes)
+            changes.clear()
 
     def _note_idleness(self) -> None:
         """Notes a stretch without any request once it is over."""

@@ -7,7 +7,8 @@ A request is known by a handle. The rules that make the masks safe (`shm.grammar
   slot's place for its former owner any more.
 - A preempted request's handle is bound to nowhere before anything else can be bound to its slot; its late tokens still
   go to its matcher.
-- When the process dies all handles die with it: their requests end with an error, and others go on.
+- When the process dies its matchers die with it. Another gets the grammars with the output so far; until it has them,
+  rows that need a mask wait, and others go on.
 """
 
 import logging
@@ -17,10 +18,11 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import zmq
 from msgspec import Struct
 
-from albireo.coordinator.request import Request
+from albireo.coordinator.request import Request, State
 from albireo.messages import (
     Advance,
     Bind,
@@ -39,6 +41,8 @@ from albireo.messages import (
 log = logging.getLogger(__name__)
 
 DOWN = "the process that serves structured output has died"
+STUCK = "the grammar found no token that may come next, or none within its bounds: simplify it"
+"""Of a grammar that ends in mid-output: it contradicts itself there, or its fuel is used up."""
 
 
 class Compilation(Struct, frozen=True):
@@ -48,7 +52,7 @@ class Compilation(Struct, frozen=True):
     problem: str | None
     """None: it can run."""
     is_clients: bool = True
-    """Whether the problem is the client's doing."""
+    """Whether the problem is the client's doing; else it can be served by the process that takes the place."""
     field: str = ""
 
 
@@ -101,11 +105,31 @@ class NoGrammars:
         return []
 
 
+class Sequences(Protocol):
+    """What the link asks of the scheduler."""
+
+    def outputs(self, request: Request) -> npt.NDArray[np.int32]:
+        """Its confirmed output tokens."""
+
+    def bind_to(self, request: Request) -> tuple[int, int, int] | None:
+        """Slot, generation and number of confirmed tokens of a request that runs; None for others."""
+
+
+class Constrained(Struct):
+    """A request and what it asked for."""
+
+    request: Request
+    grammar: Grammar
+    num_told: int = 0
+    """Output tokens that the process knows from `Compile`."""
+
+
 class GrammarLink:
     """Over a ROUTER socket, to which the process, and whoever takes its place, connects."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", sequences: Sequences) -> None:
         self._socket = socket
+        self._sequences = sequences
         self._decoder = from_grammar_decoder()
         self._identity: bytes | None = None
         """The process's, once it has said that it is there."""
@@ -116,9 +140,8 @@ class GrammarLink:
         """For a process that is still starting."""
         self.refusal: str | None = None
         self._next_handle = 1
-        self._compiling: dict[int, tuple[Request, str]] = {}
-        """And the field that asked for it."""
-        self._compiled: dict[int, Request] = {}
+        self._compiling: dict[int, Constrained] = {}
+        self._compiled: dict[int, Constrained] = {}
         self._to_bind: deque[tuple[int, Bind]] = deque()
         """And the step that admits the request."""
         self._num_confirmed = 0
@@ -126,8 +149,7 @@ class GrammarLink:
     def submit(self, request: Request, grammar: Grammar) -> None:
         request.grammar_handle = handle = self._next_handle
         self._next_handle += 1
-        self._compiling[handle] = (request, grammar.field)
-        self._send(Compile(handle, grammar.kind, grammar.source, grammar.after))
+        self._compile(handle, Constrained(request, grammar))
 
     def receive(self) -> list[Compilation]:
         news: list[Compilation] = []
@@ -164,6 +186,8 @@ class GrammarLink:
     def confirmed(self, step: int, tokens: Iterable[tuple[Request, int]]) -> None:
         self._num_confirmed = step
         rows = list(tokens)
+        if self._compiling:  # by another process: it is told when it has the grammar
+            rows = [(request, token) for request, token in rows if request.grammar_handle not in self._compiling]
         if rows:
             handles = np.array([request.grammar_handle for request, _ in rows], "<u8").tobytes()
             self._send(Advance(step, handles, np.array([token for _, token in rows], "<i4").tobytes()))
@@ -186,10 +210,21 @@ class GrammarLink:
         self._held.clear()
         self._to_bind.clear()
         self.refusal = None if restarts else DOWN
-        requests = [request for request, _ in self._compiling.values()] + list(self._compiled.values())
-        self._compiling.clear()
-        self._compiled.clear()
-        return [Compilation(request, DOWN, is_clients=False) for request in requests]
+        entries = self._compiling | self._compiled
+        self._compiling, self._compiled = {}, {}
+        if not restarts:
+            return [Compilation(entry.request, DOWN, is_clients=False) for entry in entries.values()]
+        for handle, entry in entries.items():
+            self._compile(handle, entry)
+        return []
+
+    def _compile(self, handle: int, entry: Constrained) -> None:
+        """Asks for it, with what there is of the output."""
+        outputs, grammar = self._sequences.outputs(entry.request), entry.grammar
+        entry.num_told = outputs.size
+        self._compiling[handle] = entry
+        given = grammar.kind, grammar.source, grammar.after, grammar.opened_by
+        self._send(Compile(handle, *given, outputs.astype("<i4").tobytes()))
 
     def _bind_those_alone(self) -> None:
         """Sends what waited for the steps before it."""
@@ -204,7 +239,9 @@ class GrammarLink:
         self._identity, self._pid, self.refusal = identity, pid, problem
         if problem is not None:
             log.warning("structured output is not available: %s", problem)
-            news += [Compilation(request, problem, field=field) for request, field in self._compiling.values()]
+            news += [
+                Compilation(entry.request, problem, field=entry.grammar.field) for entry in self._compiling.values()
+            ]
             self._compiling.clear()
             self._held.clear()
         held, self._held = self._held, []
@@ -216,16 +253,31 @@ class GrammarLink:
         entry = self._compiling.pop(handle, None)
         if entry is None:  # it was aborted meanwhile
             return []
-        self._compiled[handle] = entry[0]
-        return [Compilation(entry[0], None)]
+        self._compiled[handle] = entry
+        if entry.request.state is State.NEW:
+            return [Compilation(entry.request, None)]
+        self._catch_up(handle, entry)
+        return []
+
+    def _catch_up(self, handle: int, entry: Constrained) -> None:
+        """Of a request under way: the tokens since the process was told, and where its masks belong."""
+        handles = np.array([handle], "<u8").tobytes()
+        for token in self._sequences.outputs(entry.request)[entry.num_told :].tolist():
+            self._send(Advance(self._num_confirmed, handles, np.array([token], "<i4").tobytes()))
+        is_to_be_bound = any(bind.handle == handle for _, bind in self._to_bind)
+        if not is_to_be_bound and (place := self._sequences.bind_to(entry.request)) is not None:
+            self._send(Bind(handle, *place))
 
     def _refused(self, handle: int, message: str) -> list[Compilation]:
         entry = self._compiling.pop(handle, None)
-        return [] if entry is None else [Compilation(entry[0], message, field=entry[1])]
+        return [] if entry is None else [Compilation(entry.request, message, field=entry.grammar.field)]
 
     def _broken(self, handle: int, message: str) -> list[Compilation]:
-        request = self._compiled.pop(handle, None)
-        return [] if request is None else [Compilation(request, f"the grammar failed: {message}", is_clients=False)]
+        entry = self._compiled.pop(handle, None)
+        if entry is None:
+            return []
+        log.warning("request %d: its grammar cannot go on: %s", entry.request.request_id, message)
+        return [Compilation(entry.request, STUCK, field=entry.grammar.field)]
 
     def _send(self, message: ToGrammar) -> None:
         if self._identity is None:

@@ -1,7 +1,8 @@
 """A request as the coordinator knows it, and the queue in which it waits."""
 
 import heapq
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from enum import Enum, auto
 from typing import Final
 
@@ -55,14 +56,31 @@ class Request:
     hashes: list[bytes] = field(default_factory=list)
     """Of the full blocks of `tokens`; filled at admission."""
     num_admissions: int = 0
+    num_output_tokens: InitVar[int] = 0
+    """How many of `tokens` are output, of a request that another coordinator had."""
     num_prompt_tokens: int = field(init=False)
     num_scored: int = 0
     """Prompt logprobs delivered: of the tokens at positions 1 to this."""
     score_from: int = NO_SCORES
     """Since its last admission: first position whose prompt logprob is wanted."""
 
-    def __post_init__(self) -> None:
-        self.num_prompt_tokens = self.tokens.size
+    crashed_at: int = -1
+    """How many tokens it had when workers died while a step of it was in flight; -1 if that has not happened."""
+    num_crashes: int = 0
+    """How often that happened at this very place."""
+
+    def __post_init__(self, num_output_tokens: int) -> None:
+        self.num_prompt_tokens = self.tokens.size - num_output_tokens
+
+    @property
+    def is_suspect(self) -> bool:
+        """Waiting: it may be what killed the workers, since it has not got on since then."""
+        return self.crashed_at == self.tokens.size
+
+    def note_crash(self) -> None:
+        """Workers have died while a step of it was in flight; it is back in the queue."""
+        self.num_crashes = self.num_crashes + 1 if self.is_suspect else 1
+        self.crashed_at = self.tokens.size
 
     @property
     def has_grammar(self) -> bool:
@@ -75,12 +93,24 @@ class Request:
         return self.sampling.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens - 1
 
 
-class WaitingQueue:
-    """Requests in the order in which they should start. Removal is lazy: `drop` only uncounts."""
+Entry = tuple[int, int, Request]
+"""Of a heap: `WaitingQueue.order` and whose it is."""
 
-    def __init__(self, by_priority: bool) -> None:
+
+class WaitingQueue:
+    """Requests in the order in which they should start. Removal is lazy: `drop` only uncounts.
+
+    Long ones have a heap of their own, so that others can go past them."""
+
+    def __init__(
+        self, by_priority: bool, long_tokens: int, on_drop: Callable[[Request], None] = lambda request: None
+    ) -> None:
+        """Who has more tokens than `long_tokens` is long. `on_drop` hears of requests that end while they wait."""
         self._by_priority = by_priority
-        self._heap: list[tuple[int, int, Request]] = []
+        self._long_tokens = long_tokens
+        self._on_drop = on_drop
+        self._short: list[Entry] = []
+        self._long: list[Entry] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -92,24 +122,39 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         request.state = State.WAITING
-        heapq.heappush(self._heap, (*self.order(request), request))
+        heap = self._long if request.tokens.size > self._long_tokens else self._short
+        heapq.heappush(heap, (*self.order(request), request))
         self._size += 1
 
-    def head(self) -> Request | None:
-        while self._heap and self._heap[0][-1].state is not State.WAITING:
-            heapq.heappop(self._heap)
-        return self._heap[0][-1] if self._heap else None
+    def head(self, without_long: bool = False) -> Request | None:
+        """Who is next, or who is next but for the long ones. A long suspect is so only when no short one is: until it
+        has got on, which takes many steps, nobody else is admitted."""
+        short, long = _head(self._short), _head(self._long)
+        if short is None or long is None or without_long:
+            entry = short if short is not None or without_long else long
+            return None if entry is None else entry[-1]
+        return short[-1] if short < long or (short[-1].is_suspect and long[-1].is_suspect) else long[-1]
 
-    def pop(self) -> Request:
-        """Takes the head, which the caller has just looked at."""
+    def pop(self, head: Request) -> Request:
+        """Takes the request that `head` has just returned."""
+        heap = self._short if self._short and self._short[0][-1] is head else self._long
         self._size -= 1
-        return heapq.heappop(self._heap)[-1]
+        return heapq.heappop(heap)[-1]
 
     def drop(self, request: Request) -> None:
         """Ends a waiting request. Its entry stays until it reaches the head or dropped ones are the majority: under
         priorities a client could otherwise fill the memory with requests that it has aborted."""
         request.state = State.FINISHED
         self._size -= 1
-        if len(self._heap) > 2 * self._size + 64:
-            self._heap = [entry for entry in self._heap if entry[-1].state is State.WAITING]
-            heapq.heapify(self._heap)
+        self._on_drop(request)
+        if len(self._short) + len(self._long) > 2 * self._size + 64:
+            for heap in (self._short, self._long):
+                heap[:] = [entry for entry in heap if entry[-1].state is State.WAITING]
+                heapq.heapify(heap)
+
+
+def _head(heap: list[Entry]) -> Entry | None:
+    """Its first entry, once those before it that have ended are gone."""
+    while heap and heap[0][-1].state is not State.WAITING:
+        heapq.heappop(heap)
+    return heap[0] if heap else None

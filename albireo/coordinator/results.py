@@ -104,6 +104,15 @@ class Results:
         """Nothing of a preempted request is expected any more."""
         self._preempted = {key: other for key, other in self._preempted.items() if other is not request}
 
+    def lose(self) -> list[Request]:
+        """No step in flight will be confirmed. Returns the preempted requests that had tokens in them."""
+        self._in_flight.clear()
+        preempted = list(self._preempted.values())
+        for request in preempted:
+            request.num_in_flight = 0
+        self._preempted.clear()
+        return preempted
+
     def confirm(self, rows: npt.NDArray[Any], records: npt.NDArray[Any]) -> ConfirmedRows:
         """Takes the oldest step's results: TOKEN_ROW[n_rows] in the plan's order, LOGPROB[n]."""
         step = self._in_flight.popleft()

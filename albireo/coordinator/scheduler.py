@@ -19,10 +19,13 @@ import numpy.typing as npt
 from albireo.config import SamplingMode, SchedulerConfig
 from albireo.coordinator.admission import extras_bound, write_admission
 from albireo.coordinator.block_pool import BlockPool, Blocks
-from albireo.coordinator.prefix_cache import BlockHasher
+from albireo.coordinator.prefix_cache import PrefixCache
 from albireo.coordinator.request import NO_SCORES, Request, State, WaitingQueue
 from albireo.coordinator.results import NO_LOGPROBS, ConfirmedRows, Results, SchedulerCounters
 from albireo.coordinator.slot_table import SlotTable
+from albireo.coordinator.step_log import Preemption
+from albireo.coordinator.swap import SwapSpace
+from albireo.coordinator.trial import Trial
 from albireo.limits import MAX_LOCAL_TOP_K
 from albireo.messages import Admitted
 from albireo.shm.plan_ring import PlanSlot, max_appends, max_extras
@@ -46,11 +49,13 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(num_blocks)
         self.slots = SlotTable(config)
-        self.waiting = WaitingQueue(by_priority=config.policy == "priority")
+        self.swap = SwapSpace(config)
+        self.waiting = WaitingQueue(config.policy == "priority", config.max_num_batched_tokens, self.swap.drop)
         self.counters = SchedulerCounters()
         self.admitted: dict[int, list[Admitted]] = {}
         """First admissions by frontend, since the caller last took them."""
-        self._hasher = BlockHasher(hash_key, config.block_size)
+        self._preemptions: list[Preemption] = []
+        self._prefixes = PrefixCache(config, hash_key, self.slots, self.pool)
         self._eos_token_ids = eos_token_ids
         self._num_workers = num_workers
         self._sampling_mode = sampling_mode
@@ -58,12 +63,14 @@ class Scheduler:
         """Blocks kept free at admissions while others run: their next blocks should not preempt the newcomer."""
         self._rows = np.empty(0, np.int32)
         """Slots of the decode rows, in batch order, as of the last plan."""
-        self._rows_changed = False
+        self._rows_changed = True
+        """Since the last plan; at first, what the devices remember is another coordinator's."""
         self._going_back: Slots = np.empty(0, np.int32)
         """Slots of rows that waited for a grammar's mask when no step of theirs was left to be planned."""
         self.grammar_changes: list[tuple[Request, int, int]] = []
         """Requests with a grammar that entered a slot, or left one (-1), and its generation; the caller takes them."""
         self._prefilling: list[Request] = []
+        self._trial = Trial(self.slots)
         self._results = Results(self.slots, self.waiting, self.counters, self._leave, self._go_back)
 
     # -- requests in and out ------------------------------------------------------------------------------------
@@ -103,11 +110,54 @@ class Scheduler:
             return
         self.counters.finished_abort += 1
 
+    def outputs(self, request: Request) -> npt.NDArray[np.int32]:
+        """Its confirmed output tokens."""
+        if request.state is State.RUNNING:
+            return self.slots.token_ids[request.slot, request.num_prompt_tokens : self.slots.num_tokens[request.slot]]
+        return request.tokens[request.num_prompt_tokens :]
+
+    def bind_to(self, request: Request) -> tuple[int, int, int] | None:
+        """Slot, generation and number of confirmed tokens of a request that runs; None for others."""
+        if request.state is not State.RUNNING:
+            return None
+        slot = request.slot
+        return slot, int(self.slots.generation[slot]), int(self.slots.num_tokens[slot])
+
+    # -- devices that die ---------------------------------------------------------------------------------------
+
+    def lose_devices(self) -> list[Request]:
+        """All that the devices held is gone, and the steps in flight with it: every running request goes back to the
+        queue, to be computed again from its tokens. Returns those of which a step may have been in flight."""
+        running = sorted(self.slots.running(), key=self.waiting.order)
+        had_steps = self.num_in_flight > 0
+        preempted = self._results.lose()
+        for request in running:
+            request.tokens = self.slots.token_ids[request.slot, : self.slots.num_tokens[request.slot]].copy()
+            self.slots.give_back(request.slot)
+            if request.has_grammar:
+                self.grammar_changes.append((request, -1, 0))
+            request.hashes = []
+            self.waiting.push(request)
+        self._rows = self._going_back = np.empty(0, np.int32)
+        self._rows_changed = True
+        self._prefilling.clear()
+        self._trial.stop()
+        self.swap.lose_all()
+        self.counters.num_preemptions += len(running)
+        return running + preempted if had_steps else []
+
+    def gain_devices(self, num_blocks: int) -> None:
+        """Others are there, with so many empty blocks."""
+        self.pool = self._prefixes.pool = BlockPool(num_blocks)
+        self._watermark = max(1, num_blocks // 100)
+
     # -- planning -----------------------------------------------------------------------------------------------
 
     def plan(self, plan: PlanSlot) -> bool:
         """Fills `plan` with the next step. False when there is nothing to do, or nothing that can be done before
         a step in flight is confirmed; the slot is then as good as untouched."""
+        if self.num_in_flight and len(self.waiting) and self._trial.is_on:
+            return False  # whoever is next would only wait for one more step
         if self._going_back.size:
             self._take_back()
         in_need = self._make_room_for_rows()
@@ -127,6 +177,7 @@ class Scheduler:
         if not num_tokens:
             return False
         self._rows_changed = False
+        self.swap.write(plan)
         slots = np.concatenate([rows, np.array(samplers, np.int32)]) if samplers else rows
         header["sampling_slice"] = self._sampling_slice(slots)
         self._results.expect(slots)
@@ -179,7 +230,7 @@ class Scheduler:
             ending = self.slots.num_running - self._rows.size - len(self._prefilling) - self._going_back.size
             if ending:
                 return None
-            self._preempt(max(self.slots.running(), key=self.waiting.order))
+            self._preempt(max(self.slots.running(), key=self.waiting.order), in_need.size)
         return in_need
 
     def _append_row_blocks(self, plan: PlanSlot, slots: Slots) -> None:
@@ -202,19 +253,32 @@ class Scheduler:
     def _plan_prompts(self, plan: PlanSlot, budget: int) -> list[int]:
         """Gives the budget to prompts under way, then to waiting ones; returns the slots whose prompts end in this
         step and so sample. A prompt's chunk is planned before the next one is looked up in the prefix cache:
-        requests that arrive together share what they have in common."""
+        requests that arrive together share what they have in common.
+
+        A prompt that more than fills the step comes last, and leaves half of the budget to others that can use it,
+        but for another of its kind: those behind it wait for a step, and not for all of it."""
         samplers: list[int] = []
+        long = [request for request in self._prefilling if self._num_left(request) > budget]
+        spare = budget // 2 if long else budget
         for request in self._prefilling:
-            budget -= self._plan_chunk(plan, request, budget, samplers)
-        while budget and self._start_next(plan):
-            budget -= self._plan_chunk(plan, self._prefilling[-1], budget, samplers)
-        del self._prefilling[: len(samplers)]
+            if request not in long:
+                spare -= self._plan_chunk(plan, request, spare, samplers)
+        while spare and self._start_next(plan, without_long=bool(long)):
+            spare -= self._plan_chunk(plan, self._prefilling[-1], spare, samplers)
+        for request in long:
+            self._plan_chunk(plan, request, budget - int(plan.header["num_chunk_tokens"][0]), samplers)
+        if samplers:
+            self._prefilling = [request for request in self._prefilling if self._num_left(request)]
         return samplers
+
+    def _num_left(self, request: Request) -> int:
+        """Tokens of its prompt that are not planned yet."""
+        return request.tokens.size - int(self.slots.num_computed_tokens[request.slot])
 
     def _plan_chunk(self, plan: PlanSlot, request: Request, budget: int, samplers: list[int]) -> int:
         """Plans as much of the request's prompt as the budget allows; returns the tokens it takes."""
         slot, start = request.slot, int(self.slots.num_computed_tokens[request.slot])
-        num_tokens = min(budget, request.tokens.size - start)
+        num_tokens = min(budget, self._num_left(request))
         if not num_tokens:
             return 0
         header, end = plan.header, start + num_tokens
@@ -224,80 +288,64 @@ class Scheduler:
         plan.chunks[count] = (slot, start, num_tokens, end == request.tokens.size, request.score_from, next_token)
         header["num_chunks"], header["num_chunk_tokens"] = count + 1, filled + num_tokens
         self.slots.num_computed_tokens[slot] = end
-        self._register(request, start // self.config.block_size, end // self.config.block_size)
+        self._prefixes.register(request, start // self.config.block_size, end // self.config.block_size)
         if end == request.tokens.size:
             samplers.append(slot)
         return num_tokens
 
-    def _start_next(self, plan: PlanSlot) -> bool:
+    def _start_next(self, plan: PlanSlot, without_long: bool) -> bool:
         """Admits the head of the queue if a slot, its blocks and the plan have room."""
-        request = self.waiting.head()
-        if request is None or request.num_in_flight or not self.slots.num_free:
+        request = self.waiting.head(without_long)
+        if request is None or request.num_in_flight or not self.slots.num_free or self._trial.keeps_out(request):
             return False
         if self._rows.size + len(self._prefilling) + self._going_back.size >= self.config.max_num_seqs:
             return False
-        cached = self._cached_blocks(request)
+        cached = self._prefixes.find(request)
         num_new = -(-request.tokens.size // self.config.block_size) - len(cached)
         reserve = self._watermark if self.slots.num_running else 0
         if num_new + self.pool.count_free(cached) + reserve > self.pool.num_free:
             return False
-        if int(plan.header["num_appends"][0]) + len(cached) + num_new > max_appends(self.config):
+        if not self._has_room(plan, request, cached, num_new):
             return False
-        if int(plan.header["num_extras"][0]) + extras_bound(request) > max_extras(self.config):
-            return False
-        self._start(plan, self.waiting.pop(), cached, num_new)
+        self._start(plan, self.waiting.pop(request), cached, num_new)
         return True
 
-    def _cached_blocks(self, request: Request) -> list[int]:
-        """Blocks that already hold the head of its tokens; at least one token is left to compute."""
-        if not self._shares_blocks(request):
-            return []
-        if not request.hashes:
-            request.hashes = self._hasher.extend(self._hash_root(request), request.tokens)
-        if request.wants_scores:  # a token that is not computed has no logits
-            return []
-        return self.pool.lookup(request.hashes[: (request.tokens.size - 1) // self.config.block_size])
-
-    def _shares_blocks(self, request: Request) -> bool:
-        return self.config.enable_prefix_caching or request.sample_group != 0
-
-    def _hash_root(self, request: Request) -> bytes:
-        """Without the prefix cache, samples of one prompt meet, and nobody else does."""
-        if self.config.enable_prefix_caching:
-            return self._hasher.root(request.cache_salt)
-        return self._hasher.root(f"{request.frontend}/{request.sample_group}")
+    def _has_room(self, plan: PlanSlot, request: Request, cached: list[int], num_new: int) -> bool:
+        """Whether all that admits the request fits into the plan."""
+        return (
+            int(plan.header["num_appends"][0]) + len(cached) + num_new <= max_appends(self.config)
+            and int(plan.header["num_extras"][0]) + extras_bound(request) <= max_extras(self.config)
+            and self.swap.can_restore(request, len(cached))
+        )
 
     def _start(self, plan: PlanSlot, request: Request, cached: list[int], num_new: int) -> None:
         self.pool.share(cached)
         blocks = np.concatenate([np.array(cached, np.int32), self.pool.allocate(num_new)])
-        num_cached_tokens = len(cached) * self.config.block_size
-        slot = self.slots.take(request, blocks, num_cached_tokens)
+        num_present = len(cached) + self.swap.restore(request, len(cached), blocks)
+        slot = self.slots.take(request, blocks, num_present * self.config.block_size)
+        self._prefixes.register(request, len(cached), num_present)
         self._append(plan, slot, np.arange(blocks.size, dtype=np.int32), blocks)
         write_admission(plan, request, int(self.slots.generation[slot]), self._eos_token_ids)
         request.score_from = request.num_scored + 1 if request.wants_scores else NO_SCORES
         request.state = State.RUNNING
         request.num_admissions += 1
+        self._trial.begin(request)
         self._prefilling.append(request)
         if request.has_grammar:
             self.grammar_changes.append((request, slot, int(self.slots.generation[slot])))
         if request.num_admissions == 1:
+            num_cached_tokens = len(cached) * self.config.block_size
             self.admitted.setdefault(request.frontend, []).append(Admitted(request.request_id, num_cached_tokens))
             self.counters.prompt_tokens += request.tokens.size
             self.counters.prefix_cache_queries += request.tokens.size
             self.counters.prefix_cache_hits += num_cached_tokens
-
-    def _register(self, request: Request, first: int, end: int) -> None:
-        """Makes blocks [first, end) of a request findable by their content."""
-        if self._shares_blocks(request):
-            for index in range(first, end):
-                self.pool.register(int(self.slots.block_table[request.slot, index]), request.hashes[index])
 
     # -- leaving ------------------------------------------------------------------------------------------------
 
     def _leave(self, request: Request) -> None:
         """Takes the request off its slot and frees its blocks, its output's full blocks findable."""
         slot = request.slot
-        self._register_output(request)
+        self._prefixes.register_output(request)
         if request in self._prefilling:
             self._prefilling.remove(request)
         elif slot in self._rows:
@@ -307,34 +355,41 @@ class Scheduler:
             self._going_back = self._going_back[self._going_back != slot]
         self.pool.release(self.slots.give_back(slot))
 
-    def _register_output(self, request: Request) -> None:
-        """Output blocks are hashed when their request leaves, not as they fill: nothing is added to a decode step,
-        and who comes back with this text as the head of a prompt comes after its end."""
-        if not self.config.enable_prefix_caching:
-            return
-        slot, block_size = request.slot, self.config.block_size
-        num_written = min(int(self.slots.num_computed_tokens[slot]), int(self.slots.num_tokens[slot]) - 1)
-        first, end = len(request.hashes), num_written // block_size
-        if end > first:
-            parent = request.hashes[-1] if request.hashes else self._hasher.root(request.cache_salt)
-            tokens = self.slots.token_ids[slot, first * block_size : end * block_size]
-            request.hashes = request.hashes + self._hasher.extend(parent, tokens)
-            self._register(request, first, end)
-
-    def _preempt(self, request: Request) -> None:
-        """Back to the queue, to be computed again from its tokens. Those in flight are still delivered."""
-        slot = request.slot
+    def _preempt(self, request: Request, num_needed: int) -> None:
+        """Back to the queue, to go on from its tokens. Those in flight are still delivered. Its full blocks are kept in
+        the swap space or will be computed again. `num_needed`: blocks that rows wait for."""
+        slot, pool = request.slot, self.pool
         num_tokens = int(self.slots.num_tokens[slot])
         request.tokens = self.slots.token_ids[slot, :num_tokens].copy()
         request.num_in_flight = max(0, int(self.slots.num_computed_tokens[slot]) + 1 - num_tokens)
         if request.num_in_flight:
             self._results.expect_late(request)
+        # a token that is not computed has no logits
+        is_kept = self.swap.is_on and not request.wants_scores and self._keep_blocks(request)
+        self._preemptions.append(
+            Preemption(
+                request.frontend, request.request_id, num_tokens, is_kept, num_needed, pool.num_free, pool.num_blocks
+            )
+        )
         self._leave(request)
         if request.has_grammar:
             self.grammar_changes.append((request, -1, 0))
         request.hashes = []
         self.waiting.push(request)
         self.counters.num_preemptions += 1
+
+    def _keep_blocks(self, request: Request) -> bool:
+        """Whether the swap space takes them. Those at its head that others hold too stay where they are, and are looked
+        up when it comes back."""
+        num_full = int(self.slots.num_computed_tokens[request.slot]) // self.config.block_size
+        blocks = self.slots.blocks(request.slot)[:num_full]
+        first = self.pool.num_shared(blocks)
+        return self.swap.keep(request, first, blocks[first:])
+
+    def take_preemptions(self) -> list[Preemption]:
+        """Since the last call."""
+        taken, self._preemptions = self._preemptions, []
+        return taken
 
     # -- results ------------------------------------------------------------------------------------------------
 

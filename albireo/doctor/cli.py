@@ -5,21 +5,23 @@ Only the standard library is imported at the top, since `--help` must answer at 
 
 import argparse
 import sys
+from collections.abc import Callable
 
 EXIT_OK, EXIT_BAD_ARGUMENTS, EXIT_CANNOT_START = 0, 2, 3
 
 
-def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `doctor`; those that `serve` has too mean the same."""
+def add_doctor_arguments(parser: argparse.ArgumentParser, device: Callable[[str], str]) -> None:
+    """Adds the flags of `doctor`; those that `serve` has too mean the same. `device`: how the command line writes
+    one."""
     parser.description = "Says what this machine has, what a server would use of it, what would fit and what is missing"
     parser.add_argument("model", nargs="?", metavar="MODEL", help="checkpoint folder (default: the bundled demo model)")
     parser.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda|null|sim:SPEC")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     parser.add_argument("--max-model-len", type=int, metavar="TOKENS")
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, metavar="T")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0 to 65535")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -33,9 +35,13 @@ def run_doctor(args: argparse.Namespace) -> int:
     from albireo.engine_args import EngineArgs
     from albireo.serve import DEMO_MODEL
 
-    for flag, value, least in (("-tp", args.tensor_parallel_size, 1), ("--max-model-len", args.max_model_len, 2)):
-        if value is not None and value < least:
-            print(f"albireo-run doctor: {flag} must be at least {least}, not {value}", file=sys.stderr)
+    for flag, value, low, high in (
+        ("-tp", args.tensor_parallel_size, 1, 64),
+        ("--max-model-len", args.max_model_len, 2, 2**31 - 1),
+        ("--port", args.port, 0, 65535),
+    ):
+        if value is not None and not low <= value <= high:
+            print(f"albireo-run doctor: {flag} must be between {low} and {high}, not {value}", file=sys.stderr)
             return EXIT_BAD_ARGUMENTS
     engine = EngineArgs(
         model=args.model_flag or args.model or str(DEMO_MODEL),

@@ -122,7 +122,9 @@ def engine_checks(engine: EnginePlan, probe: Probe, fit: Fit, machine: Machine) 
     """What is slow or too large about this model here."""
     if engine.device == "cuda":
         return cuda_fit_checks(engine, probe, fit)
-    checks = []
+    checks: list[Check] = []
+    if not engine.runs_model:
+        return checks
     if probe.fast_attention is False:
         text = "the attention kernels do not take this model's head size: the slow attention would run"
         checks.append(Check("attention", "note", text))

@@ -5,6 +5,7 @@ import math
 from msgspec import Struct
 
 from albireo.checkpoint import kv_bytes_per_block
+from albireo.checkpoint.shard import shard_model
 from albireo.checkpoint.weight_shapes import weight_bytes, weight_shapes
 from albireo.doctor.probe import Gpu
 from albireo.engine_args import EnginePlan
@@ -21,6 +22,7 @@ class Fit(Struct, frozen=True):
     parameters: int
     dtype: str
     device: str
+    """`cpu`, `cuda`, `null`, or `sim:` and the spec's name."""
     ranks: int
     weights_bytes: int
     kv_bytes_per_token: int
@@ -40,7 +42,9 @@ class Fit(Struct, frozen=True):
 def compute_fit(engine: EnginePlan, gpus: tuple[Gpu, ...]) -> Fit:
     """Of a plan that can be had; `gpus` are those that ranks would take, from the first on."""
     model, block_size = engine.checkpoint.model, engine.scheduler.block_size
-    block_bytes = kv_bytes_per_block(model, block_size, engine.dtype)
+    # of all ranks, which hold KV heads twice where there are more of them
+    local = shard_model(model, 0, engine.num_workers).local(model)
+    block_bytes = engine.num_workers * kv_bytes_per_block(local, block_size, engine.dtype)
     weights = weight_bytes(model, engine.dtype)
     cache_bytes = engine.kv_cache_bytes * engine.num_workers
     is_estimate = engine.device == "cuda" and not engine.kv_cache_bytes
@@ -50,7 +54,7 @@ def compute_fit(engine: EnginePlan, gpus: tuple[Gpu, ...]) -> Fit:
         architecture=model.architecture,
         parameters=sum(math.prod(shape) for shape in weight_shapes(model).values()),
         dtype=engine.dtype,
-        device=engine.device,
+        device=engine.device if engine.sim is None else f"sim:{engine.sim.name}",
         ranks=engine.num_workers,
         weights_bytes=weights,
         kv_bytes_per_token=block_bytes // block_size,

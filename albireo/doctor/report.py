@@ -74,14 +74,15 @@ def _software_rows(probe: Probe) -> dict[str, str]:
 def _fit_rows(fit: Fit, probe: Probe) -> dict[str, str]:
     about = "about " if fit.is_estimate else ""
     cache = f"{about}{size(fit.kv_cache_bytes)}: {fit.kv_cache_tokens:,} tokens"
-    return {
+    rows = {
         "model": f"{fit.architecture}, {fit.parameters / 1e6:,.1f} million parameters in {fit.dtype}",
         "weights": size(fit.weights_bytes) + (f" over {fit.ranks} ranks" if fit.ranks > 1 else ""),
         "KV cache": f"{cache}, {fit.kv_bytes_per_token:,} bytes each",
         "sequences": f"{about}{fit.max_len_sequences:,.1f} of {fit.max_model_len:,} tokens at once",
-        "attention": _attention(fit, probe),
-        "decode steps": _decode_steps(fit, probe),
     }
+    if fit.device in ("cpu", "cuda"):
+        rows |= {"attention": _attention(fit, probe), "decode steps": _decode_steps(fit, probe)}
+    return rows
 
 
 def _attention(fit: Fit, probe: Probe) -> str:

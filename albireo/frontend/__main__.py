@@ -19,7 +19,10 @@ from albireo.frontend.service import TextModel
 from albireo.messages import Progress
 from albireo.shm.flight import FlightRecorder
 from albireo.shm.request_counts import map_request_counts
+from albireo.shm.routes import Routes
 from albireo.shm.stats import EngineStats
+
+BEAT_S = 0.25
 
 logger = logging.getLogger("albireo.frontend")
 
@@ -28,22 +31,30 @@ async def run(config: FrontendConfig, context: "zmq.Context[zmq.Socket[bytes]]",
     """Serves until SIGTERM or the supervisor's Stop."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    stats = EngineStats(config.segments.stats).engine
+    stats = [EngineStats(segments.stats).engine for segments in config.replicas]
     counts = map_request_counts(config.segments.requests)
+    routes = Routes(config.segments.routes, len(stats), config.index)
     recorder = FlightRecorder(config.segments.flight[config.name], config.index, os.getpid(), time.monotonic_ns)
     text = TextModel(config)
+    pulse = asyncio.create_task(beat(recorder))
     # What exists by now lives as long as the process. Left to the collector, a full collection goes through it all,
     # 44,000 objects and tens of milliseconds, in the middle of streams.
     gc.collect()
     gc.freeze()
-    await serve(config, text, stats, counts, context, control, stop, recorder)
+    await serve(config, text, stats, counts, routes, context, control, stop, recorder)
+    pulse.cancel()
+
+
+async def beat(recorder: FlightRecorder) -> None:
+    """Shows the supervisor that the event loop turns."""
+    while True:
+        recorder.beat()
+        await asyncio.sleep(BEAT_S)
 
 
 def main() -> int:
     config = child.start(FrontendConfig)
     child.give_way()
-    # uvicorn's own account of its start and end; the supervisor tells those
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     context = zmq.Context()
     control = child.Control(context, config)
     # a ROUTER drops what it has for a peer that it has not met: EngineReady must find us

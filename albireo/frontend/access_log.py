@@ -8,6 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo.frontend.request_ids import request_id
+from albireo.logs import fields
 
 logger = logging.getLogger("albireo.access")
 
@@ -37,5 +38,9 @@ class AccessLogMiddleware:
             name = request_id(scope)
             ending = "" if name is None else f" {name}"
             logger.info(
-                "%s %s %r %s %.1f ms%s", host, scope["method"], scope["path"], status or "-", elapsed_ms, ending
-            )
+                "%s %s %r %s %.1f ms%s", host, scope["method"], scope["path"], status or "-", elapsed_ms, ending,
+                extra=fields(
+                    event="request", client=host, method=scope["method"], path=scope["path"], status=status,
+                    duration_ms=round(elapsed_ms, 1), request_id=name,
+                ),
+            )  # fmt: skip

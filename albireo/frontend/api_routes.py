@@ -33,7 +33,7 @@ Answer = Literal["json", "stream or json", "events", "text"]
 
 GENERATES = (400, 401, 404, 413, 415, 429, 500, 503)
 """Statuses of what asks the engine for something, beside 200."""
-READS_BODY = (400, 401, 404, 413, 415, 500, 503)
+READS_BODY = (400, 401, 404, 413, 415, 429, 500, 503)
 
 
 class ApiRoute(Struct, frozen=True):

@@ -25,8 +25,7 @@ def build_app(service: Service) -> ASGIApp:
     ]
     openapi = Route("/openapi.json", OpenApi(service), methods=["GET"])
     app: ASGIApp = Router([*routes, openapi, *page], redirect_slashes=False)
-    if config.api_keys:
-        app = ApiKeyMiddleware(app, config.api_keys, {*OPEN_PATHS, *(route.path for route in page)})
+    app = ApiKeyMiddleware(app, service.api_keys, {*OPEN_PATHS, *(route.path for route in page)})
     app = ErrorBoundary(app)
     if config.allowed_origins:  # in front of the keys: a browser asks without one whether it may ask
         app = CORSMiddleware(
@@ -38,4 +37,4 @@ def build_app(service: Service) -> ASGIApp:
         )
     if config.access_log:
         app = AccessLogMiddleware(app)
-    return RequestIdMiddleware(app) if config.request_id_headers else app
+    return RequestIdMiddleware(app, config.request_id_headers)

@@ -14,7 +14,7 @@ from albireo.frontend.tokenizer import Tokenizer
 from albireo.frontend.tool_fields import template_tools, tool_use
 
 PROMPT_END_CHARS: Final = 64
-"""How much of the rendered prompt is kept to see how it ends."""
+"""How much of the rendered prompt is kept to see how it ends, where that is no message of the client's."""
 
 
 class ChatPrompt:
@@ -25,7 +25,8 @@ class ChatPrompt:
         use = tool_use(request.tools, request.tool_choice, request.parallel_tool_calls)
         self._tools = None if use is None or use.choice == "none" else template_tools(use)
         self.end = ""
-        """The last characters of the rendered text, once it is."""
+        """What the output goes on from: the final message, where that is continued, or else the last characters of the
+        rendered text, once it is."""
         self._template = template
         self._tokenizer = tokenizer
         self._messages = [plain_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
@@ -71,7 +72,8 @@ class ChatPrompt:
             messages[-1]["content"] += end + " "
         text = self._template.render(messages, self._adds_prompt, variables, tools)
         text = _before_end(text, end) if self._continues else text
-        self.end = take_out(text[-PROMPT_END_CHARS:], mark)[0]
+        continued = self._messages[-1]["content"].strip() if self._continues else ""
+        self.end = continued or take_out(text[-PROMPT_END_CHARS:], mark)[0]
         return text, mark
 
 

@@ -57,7 +57,7 @@ class ChatRunner:
         deadline = Deadline(loop, limits.TEMPLATE_TIMEOUT_S)
         chat = ChatPrompt(request, template, self._service.text.tokenizer)
         try:
-            ids = await loop.run_in_executor(self._service.threads, chat.encode, deadline)
+            ids = await self._service.prepare_on_thread(lambda: chat.encode(deadline))
             return ids, chat.end
         finally:
             deadline.cancel()

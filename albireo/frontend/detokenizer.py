@@ -43,6 +43,11 @@ class Detokenizer(ABC):
         self._pending = b""
         """Bytes that may become a character yet: fewer than four."""
 
+    @property
+    def inside_character(self) -> bool:
+        """Bytes of one that is not whole are held back."""
+        return bool(self._pending)
+
     @abstractmethod
     def feed(self, token_id: int) -> str:
         """The text that this token completes, often empty."""

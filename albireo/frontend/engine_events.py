@@ -12,7 +12,7 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from albireo import limits
-from albireo.errors import TooManyRequestsError, UnavailableError
+from albireo.errors import StoppingError, TooManyRequestsError
 from albireo.frontend.engine_snapshot import Snapshots, description, encode_event
 from albireo.frontend.service import Service
 
@@ -71,9 +71,9 @@ class EngineFeed:
         self._ticker: asyncio.Task[None] | None = None
 
     def join(self) -> Watcher:
-        """Raises UnavailableError at the server's end, TooManyRequestsError when all places are taken."""
+        """Raises StoppingError at the server's end, TooManyRequestsError when all places are taken."""
         if self._is_stopping():
-            raise UnavailableError("the server is stopping")
+            raise StoppingError
         if len(self._watchers) >= limits.MAX_ENGINE_WATCHERS:
             raise TooManyRequestsError(f"{limits.MAX_ENGINE_WATCHERS} clients watch already; close a page")
         watcher = Watcher(self._first)
@@ -107,7 +107,7 @@ class EngineEvents:
     """ASGI endpoint: events until the client leaves or the server stops."""
 
     def __init__(self, service: Service) -> None:
-        flight_fds = service.config.segments.flight.values()
+        flight_fds = [fd for segments in service.config.replicas for fd in segments.flight.values()]
         snapshots = Snapshots(service.stats, flight_fds, service.clock_ns)
         self._feed = EngineFeed(snapshots, service.model_name, lambda: service.stopping)
 

@@ -5,7 +5,7 @@ microseconds and the records' in nanoseconds before it, since JavaScript's numbe
 more than 104 days ago.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -47,7 +47,7 @@ class EngineEvent(Struct, frozen=True):
     """Counts up by one; a client that reads too slowly misses some."""
     time_us: int
     engine: dict[str, int]
-    """Fields of ENGINE_STATS: gauges, and counters since the start."""
+    """Fields of ENGINE_STATS, all replicas' together: gauges, and counters since the start."""
     records: list[Columns]
     num_left_out: int
     """Older records since the last event that are not here."""
@@ -68,8 +68,11 @@ class Description(Struct, frozen=True):
 class Snapshots:
     """Makes events; remembers which records the last one reached."""
 
-    def __init__(self, stats: npt.NDArray[Any], flight_fds: Iterable[int], clock_ns: Callable[[], int]) -> None:
-        """`stats`: ENGINE_STATS[1]. `flight_fds`: every process's flight segment. Raises SegmentError."""
+    def __init__(
+        self, stats: Sequence[npt.NDArray[Any]], flight_fds: Iterable[int], clock_ns: Callable[[], int]
+    ) -> None:
+        """`stats`: of each replica, ENGINE_STATS[1]. `flight_fds`: every process's flight segment. Raises
+        SegmentError."""
         self._stats = stats
         self._readers = [FlightReader(fd) for fd in flight_fds]
         self._clock_ns = clock_ns
@@ -89,13 +92,12 @@ class Snapshots:
     def event(self) -> EngineEvent:
         """Now, and since the event before."""
         self._sequence += 1
-        stats = self._stats[0]
         records, num_left_out = self._news()
         time_us = self._clock_ns() // 1_000
         return EngineEvent(
             self._sequence,
             time_us,
-            {name: int(stats[name]) for name in _GAUGES},
+            {name: sum(int(stats[name][0]) for stats in self._stats) for name in _GAUGES},
             [_columns(reader.name, each, time_us) for reader, each in zip(self._readers, records, strict=True)],
             num_left_out,
         )

@@ -1,5 +1,6 @@
 """Every exception of a request ends here, as OpenAI's error body. ASGI middleware, the outermost but the log."""
 
+import asyncio
 import logging
 import uuid
 from collections.abc import MutableMapping
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo import limits
-from albireo.errors import InternalError, MethodNotAllowedError, NotFoundError, RequestError
+from albireo.errors import InternalError, MethodNotAllowedError, NotFoundError, RequestError, StoppingError
 from albireo.frontend.json_response import Headers, send_error
 from albireo.frontend.output import ClientGoneError
 from albireo.frontend.request_ids import request_id
@@ -42,13 +43,23 @@ class ErrorBoundary:
             error = caught
         except HTTPException as caught:
             error, headers = _routing_error(caught, scope)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            error = StoppingError()  # uvicorn's end: a request that was not handed to the engine in time
         except Exception:
             number = request_id(scope) or uuid.uuid4().hex
             logger.exception("request %s failed: %s %r", number, scope["method"], scope["path"])
             error = InternalError(f"internal error; the server's log has more under {number}")
-        if started:
-            raise error  # half a response: uvicorn closes the connection, so that the client sees it
-        await send_error(send, error, scope["path"].removeprefix(scope.get("root_path", "")), headers)
+        try:
+            if started:
+                raise error  # half a response: uvicorn closes the connection, so that the client sees it
+            await send_error(send, error, scope["path"].removeprefix(scope.get("root_path", "")), headers)
+            error.__traceback__ = None
+        finally:
+            # Its traceback leads to the frames that had the request, and these and this one back to the error: a body
+            # of 8 MB, and what was read of it, would stay until the garbage collector comes by.
+            del error
 
 
 def _routing_error(error: HTTPException, scope: Scope) -> tuple[RequestError, Headers]:

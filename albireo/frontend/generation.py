@@ -1,12 +1,13 @@
 """One sequence that the engine works on for a client: its tokens become text, and it ends exactly once."""
 
+from array import array
 from typing import Final, Protocol
 
 from albireo.errors import RequestError
 from albireo.frontend.detokenizer import Detokenizer
 from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.token_scores import Records, TokenScores
-from albireo.messages import Finish
+from albireo.messages import Finish, Submit
 from albireo.shm.layout import LOGPROB
 
 _REASONS = {Finish.EOS: "stop", Finish.STOP_TOKEN: "stop", Finish.LENGTH: "length", Finish.ABORT: "abort"}
@@ -14,6 +15,11 @@ _REASONS = {Finish.EOS: "stop", Finish.STOP_TOKEN: "stop", Finish.LENGTH: "lengt
 _NONE: Final = int(Finish.NONE)
 _ABORT: Final = int(Finish.ABORT)
 """Plain integers: naming an enum's member is a look-up in its class, and these are compared for every token."""
+
+MAX_LEFT: Final = 2
+"""Replicas that a generation leaves without a token in between. Then it stays with the next, whose coordinator knows
+who was in flight, tries these alone and ends the one that kills (`coordinator.MAX_CRASHES`). Not less than two: two
+replicas may die at once."""
 
 _SCORE_CHARS = LOGPROB.itemsize // 4
 """What a token's log-probabilities take while they wait, in characters of at most four bytes."""
@@ -55,7 +61,9 @@ class Generation:
 
     __slots__ = (
         "_detokenizer",
+        "_left_at",
         "_min_tokens",
+        "_num_left",
         "_stops",
         "_text",
         "_token_ids",
@@ -64,6 +72,7 @@ class Generation:
         "finish_reason",
         "first_token_ns",
         "group",
+        "history",
         "index",
         "keeps_token_ids",
         "last_token_ns",
@@ -71,12 +80,15 @@ class Generation:
         "max_tokens",
         "num_cached_tokens",
         "num_prompt_tokens",
+        "num_to_compute",
         "num_tokens",
         "prompt_index",
+        "replica",
         "request_id",
         "scores",
         "shows_stop",
         "stop_reason",
+        "submission",
         "submitted_ns",
     )
 
@@ -104,7 +116,13 @@ class Generation:
         self.group = group or SampleGroup(1)
         """The samples of its prompt."""
         self.request_id = 0
-        """The engine's number for it, from `EngineClient.submit`."""
+        """The engine's number for it, from `EngineClient.submit`; another one with each replica that it goes to."""
+        self.replica = 0
+        """Number of the replica that has it."""
+        self.submission: Submit | None = None
+        """What the engine was asked for."""
+        self.history = array("i")
+        """Its tokens so far. With `submission` all that another engine needs to go on with it."""
         self.num_prompt_tokens = num_prompt_tokens
         self._detokenizer = detokenizer
         self._stops = stops
@@ -118,6 +136,8 @@ class Generation:
         self.num_tokens = 0
         """Output tokens, the one that ended it included."""
         self.num_cached_tokens = 0
+        self.num_to_compute = 0
+        """Tokens of the prompt that are not computed yet, as `EngineClient` counts them."""
         self.finish_reason: str | None = None
         """stop, length or abort."""
         self.stop_reason: str | int | None = None
@@ -127,12 +147,23 @@ class Generation:
         self.admitted_ns = 0
         self.first_token_ns = 0
         self.last_token_ns = 0
+        self._left_at = 0
+        """How many output tokens it had when it left a replica that was down."""
+        self._num_left = 0
+        """How many it has left at this very place."""
         self._text: list[str] = []
         self._token_ids: list[int] = []
 
     @property
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    def may_leave(self) -> bool:
+        """Its replica is down. Whether it is to go on with another, which is noted: one that has left MAX_LEFT without
+        a token since may be what kills them."""
+        self._num_left = self._num_left + 1 if self._left_at == self.num_tokens else 1
+        self._left_at = self.num_tokens
+        return self._num_left <= MAX_LEFT
 
     def feed(self, token_id: int, finish: int) -> None:
         """One row of a step. The listener hears of it when there is text, or when it is the last, and must be flushed
@@ -142,6 +173,7 @@ class Generation:
             self.listener.on_output(self, self._end(finish, token_id))
             return
         self.num_tokens += 1
+        self.history.append(token_id)
         if self.keeps_token_ids:
             self._token_ids.append(token_id)
         num_chars = 0

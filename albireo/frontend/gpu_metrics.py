@@ -16,14 +16,17 @@ STALE_NS = 10_000_000_000
 Counters stand."""
 
 _LABELS = ("model_name", "engine", "rank")
+_SIMULATED_LABELS = (*_LABELS, "simulated")
+"""Of ranks that are no GPU: a query that sums joules can leave them out."""
 
 
 class GpuMetrics(Collector):
-    """Of all ranks of one engine."""
+    """Of all ranks of one replica."""
 
-    def __init__(self, model_name: str, devices: npt.NDArray[Any], clock_ns: Callable[[], int]) -> None:
-        """`devices`: DEVICE_USE[num_workers], in shared memory. `clock_ns`: CLOCK_MONOTONIC, which they are in."""
-        self._labels = (model_name, "0")
+    def __init__(self, labels: tuple[str, str], devices: npt.NDArray[Any], clock_ns: Callable[[], int]) -> None:
+        """`labels`: the model's name and the replica. `devices`: DEVICE_USE[num_workers], in shared memory. `clock_ns`:
+        CLOCK_MONOTONIC, which they are in."""
+        self._labels = labels
         self._devices = devices
         self._clock_ns = clock_ns
 
@@ -35,15 +38,19 @@ class GpuMetrics(Collector):
         def has(figures: Figure) -> npt.NDArray[np.bool_]:
             return np.asarray(devices["valid"] & int(figures) != 0)
 
+        labels: tuple[str, ...] = _LABELS
+        marks: tuple[str, ...] = ()
+        if has(Figure.SIMULATED).any():
+            labels, marks = _SIMULATED_LABELS, ("true",)
         is_fresh = age_ns <= STALE_NS
         energy = CounterMetricFamily(
             "albireo:energy_joules",
             "Energy of the whole GPU since the engine started, as its driver counts it.",
-            labels=_LABELS,
+            labels=labels,
         )
-        busy = CounterMetricFamily("albireo:gpu_busy_seconds", "Time that steps took on the GPU.", labels=_LABELS)
-        yield from self._filled(energy, has(Figure.ENERGY) & (used_mj >= 0), used_mj * 1e-3)
-        yield from self._filled(busy, has(Figure.BUSY), devices["busy_ns"] * 1e-9)
+        busy = CounterMetricFamily("albireo:gpu_busy_seconds", "Time that steps took on the GPU.", labels=labels)
+        yield from self._filled(energy, has(Figure.ENERGY) & (used_mj >= 0), used_mj * 1e-3, marks)
+        yield from self._filled(busy, has(Figure.BUSY), devices["busy_ns"] * 1e-9, marks)
         for name, text, is_shown, values in (
             (
                 "gpu_utilization_perc",
@@ -65,13 +72,17 @@ class GpuMetrics(Collector):
                 age_ns * 1e-9,
             ),
         ):
-            yield from self._filled(GaugeMetricFamily("albireo:" + name, text, labels=_LABELS), is_shown, values)
+            yield from self._filled(GaugeMetricFamily("albireo:" + name, text, labels=labels), is_shown, values, marks)
 
     def _filled(
-        self, family: CounterMetricFamily | GaugeMetricFamily, is_shown: npt.NDArray[np.bool_], values: npt.NDArray[Any]
+        self,
+        family: CounterMetricFamily | GaugeMetricFamily,
+        is_shown: npt.NDArray[np.bool_],
+        values: npt.NDArray[Any],
+        marks: tuple[str, ...],
     ) -> Iterator[Metric]:
         """The family with the ranks that are shown; nothing when none is."""
         for rank in np.flatnonzero(is_shown).tolist():
-            family.add_metric((*self._labels, str(rank)), float(values[rank]))
+            family.add_metric((*self._labels, str(rank), *marks), float(values[rank]))
         if family.samples:
             yield family

@@ -23,6 +23,13 @@ def engine_problem(stats: npt.NDArray[Any], now_ns: int) -> str | None:
     return None
 
 
+def no_engine(service: Service) -> str | None:
+    """Why no replica makes progress, or None where one does: it takes the requests of the others."""
+    now_ns = service.clock_ns()
+    problems = [engine_problem(stats, now_ns) for stats in service.stats]
+    return None if None in problems else problems[0]
+
+
 class Probe:
     """ASGI endpoint: 200, or 503 with the reason that `problem` gives."""
 
@@ -42,9 +49,9 @@ def live(service: Service) -> Probe:
 
 def health(service: Service) -> Probe:
     """`/health`: the engine makes progress."""
-    return Probe(lambda: engine_problem(service.stats, service.clock_ns()))
+    return Probe(lambda: no_engine(service))
 
 
 def ready(service: Service) -> Probe:
     """`/ready`: a request sent now would be taken, and the engine makes progress."""
-    return Probe(lambda: service.unavailable or engine_problem(service.stats, service.clock_ns()))
+    return Probe(lambda: service.unavailable or no_engine(service))

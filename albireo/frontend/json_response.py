@@ -6,6 +6,7 @@ from starlette.types import Send
 from albireo import limits
 from albireo.errors import (
     RequestError,
+    StoppingError,
     TooManyRequestsError,
     UnavailableError,
     anthropic_error_body,
@@ -28,6 +29,8 @@ async def send_error(send: Send, error: RequestError, path: str, headers: Header
     headers = headers or []
     if isinstance(error, UnavailableError | TooManyRequestsError):
         headers = [*headers, (b"retry-after", b"%d" % limits.RETRY_AFTER_S)]
+    if isinstance(error, StoppingError):
+        headers = [*headers, (b"connection", b"close")]
     elif error.status == 401:
         headers = [*headers, (b"www-authenticate", b"Bearer")]
     elif error.status == 413:

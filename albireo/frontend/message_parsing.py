@@ -1,6 +1,7 @@
 """How a chat's output is to be read: which parsers, what they must see, and what the output has to match."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -18,12 +19,13 @@ from albireo.messages import Grammar
 
 MakeParser = Callable[[], MessageParser]
 
-_TOOL_PARSERS: dict[str, tuple[MakeParser, tuple[str, ...]]] = {
+_TOOL_PARSERS: dict[str, tuple[Callable[[Set[str]], MessageParser], tuple[str, ...]]] = {
     "hermes": (hermes.HermesParser, (hermes.BEGIN, hermes.END)),
     "llama3_json": (llama_json.LlamaJsonParser, (llama_json.PYTHON_TAG,)),
     "mistral": (mistral.MistralParser, (mistral.BEGIN, mistral.ARGS)),
 }
-"""By --tool-call-parser; `qwen` writes as Hermes does. And the markers, which may be special tokens."""
+"""By --tool-call-parser, of the tools' names; `qwen` writes as Hermes does. And the markers, which may be special
+tokens."""
 
 
 class MessageParsing(Struct, frozen=True):
@@ -41,19 +43,33 @@ class MessageParsing(Struct, frozen=True):
 def message_parsing(request: ChatRequest, config: FrontendConfig, prompt_end: str) -> MessageParsing | None:
     """None where the output is plain text, and nothing constrains it but what the request's own fields say.
 
-    `prompt_end`: the end of the rendered prompt, which tells whether the reasoning has begun. Raises RequestError."""
+    `prompt_end`: as of `ChatPrompt.end`, which tells whether the reasoning has begun. Raises RequestError."""
     use = tool_use(request.tools, request.tool_choice, request.parallel_tool_calls)
     make, shown, grammar = _tool_parser(request, use, config)
     ends_with_calls = use is None or use.choice != "named"
-    if config.reasoning_parser is None or prompt_end.rstrip().endswith(reasoning.END):
+    state = _reasoning_state(config.reasoning_parser, prompt_end, bool(request.continue_final_message))
+    if state == "over":
         return None if make is None else MessageParsing(make, shown, grammar, ends_with_calls)
     inner = make or reasoning.PlainText
-    inside = config.reasoning_parser == "deepseek_r1" or prompt_end.rstrip().endswith(reasoning.BEGIN)
+    inside = state == "inside"
     grammar = grammar or requested_grammar(request.response_format, request.structured_outputs)
     if grammar is not None:
-        grammar = msgspec.structs.replace(grammar, after=reasoning.END)
+        opened_by = "" if inside else reasoning.BEGIN
+        grammar = msgspec.structs.replace(grammar, after=reasoning.END, opened_by=opened_by)
     shown |= {reasoning.BEGIN, reasoning.END}
     return MessageParsing(lambda: reasoning.ReasoningParser(inner(), inside), shown, grammar, ends_with_calls)
+
+
+def _reasoning_state(parser: str | None, prompt_end: str, continues: bool) -> Literal["inside", "over", "undecided"]:
+    """Where the output begins: inside of the reasoning, behind it (or where there is none), or as the model likes."""
+    if parser is None:
+        return "over"
+    end = prompt_end.rstrip()
+    if end.endswith(reasoning.END) or (continues and reasoning.END in end):
+        return "over"
+    if end.endswith(reasoning.BEGIN) or (continues and reasoning.BEGIN in end):
+        return "inside"
+    return "inside" if parser == "deepseek_r1" and not continues else "undecided"
 
 
 def _tool_parser(
@@ -61,6 +77,8 @@ def _tool_parser(
 ) -> tuple[MakeParser | None, frozenset[str], Grammar | None]:
     if use is None or use.choice == "none":
         return None, frozenset(), None
+    names = {tool.function.name for tool in use.tools}
+    constrained = requested_grammar(request.response_format, request.structured_outputs) is not None
     if use.choice == "auto":
         if not config.enable_auto_tool_choice or config.tool_call_parser is None:
             field = "tool_choice"
@@ -69,11 +87,13 @@ def _tool_parser(
                 "required, or a named function, does not",
                 field=field,
             )
+        if constrained:
+            return None, frozenset(), None
         make, markers = _TOOL_PARSERS[config.tool_call_parser]
-        return make, frozenset(markers), None
-    if requested_grammar(request.response_format, request.structured_outputs) is not None:
+        return (lambda: make(names)), frozenset(markers), None
+    if constrained:
         raise RequestError("tool_choice demands a call, and another field constrains the output too", "tool_choice")
     if use.choice == "required":
-        return JsonListParser, frozenset(), calls_grammar(use)
+        return (lambda: JsonListParser(names)), frozenset(), calls_grammar(use)
     name = use.name or ""
     return (lambda: NamedCallParser(name)), frozenset(), calls_grammar(use)

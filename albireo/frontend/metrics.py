@@ -19,14 +19,14 @@ _PREFIX = "albireo:"
 
 
 class MetricsCollector(Collector):
-    """Everything that /metrics shows, gathered when it is asked for."""
+    """A replica's counters and its requests, gathered when they are asked for."""
 
     def __init__(
-        self, model_name: str, scheduler: SchedulerConfig, stats: npt.NDArray[Any], requests: RequestMetrics
+        self, labels: tuple[str, str], scheduler: SchedulerConfig, stats: npt.NDArray[Any], requests: RequestMetrics
     ) -> None:
-        """`stats`: ENGINE_STATS[1], in shared memory."""
+        """`labels`: values of LABELS. `stats`: ENGINE_STATS[1], in shared memory."""
         self._scheduler = scheduler
-        self._labels = (model_name, "0")
+        self._labels = labels
         self._stats = stats
         self._requests = requests
 
@@ -36,6 +36,9 @@ class MetricsCollector(Collector):
         yield self._gauge("num_requests_waiting", "Requests waiting to be scheduled.", stats["num_waiting"])
         used = float(stats["num_blocks_used"]) / max(int(stats["num_blocks"]), 1)
         yield self._gauge("kv_cache_usage_perc", "Share of KV blocks that requests hold; 1 is all.", used)
+        swap_blocks = self._scheduler.num_swap_blocks
+        swapped = float(stats["num_swap_blocks_used"]) / max(swap_blocks, 1)
+        yield self._gauge("cpu_cache_usage_perc", "Share of the swap space that preempted requests hold.", swapped)
         yield self._gauge("kv_cache_blocks", "KV blocks of the engine.", stats["num_blocks"])
         yield self._gauge("run_ahead_depth", "Steps that may be planned ahead just now.", stats["run_ahead_depth"])
         yield self._cache_config(int(stats["num_blocks"]))
@@ -46,6 +49,8 @@ class MetricsCollector(Collector):
             ("prompt_tokens_cached", "Prompt tokens that came from the prefix cache.", stats["prefix_cache_hits"]),
             ("generation_tokens", "Tokens generated.", stats["generation_tokens"]),
             ("num_preemptions", "Requests that lost their KV blocks to others.", stats["num_preemptions"]),
+            ("swapped_out_blocks", "KV blocks copied to the swap space.", stats["swapped_out_blocks"]),
+            ("swapped_in_blocks", "KV blocks copied back from it.", stats["swapped_in_blocks"]),
             ("engine_steps", "Confirmed steps.", stats["num_confirmed_steps"]),
             ("step_device_seconds", "Time that the device worked on steps.", stats["step_device_ns"] * 1e-9),
             ("step_exposed_seconds", "Time that the device waited between two steps.", stats["step_exposed_ns"] * 1e-9),
@@ -63,6 +68,7 @@ class MetricsCollector(Collector):
             "block_size": str(self._scheduler.block_size),
             "enable_prefix_caching": str(self._scheduler.enable_prefix_caching),
             "num_gpu_blocks": str(num_blocks),
+            "num_cpu_blocks": str(self._scheduler.num_swap_blocks),
         }
         labels = [*LABELS, *settings]
         family = GaugeMetricFamily(_PREFIX + "cache_config_info", "How the KV cache is set up.", labels=labels)

@@ -31,12 +31,21 @@ class OpenApi:
     """ASGI endpoint."""
 
     def __init__(self, service: Service) -> None:
-        config = service.config
-        document = openapi_document(config.version, config.served_model_names, bool(config.api_keys))
-        self._body = msgspec.json.encode(document)
+        self._config = service.config
+        self._api_keys = service.api_keys
+        self._bodies: dict[bool, bytes] = {}
+        """By whether a key is needed."""
+        self._body()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, self._body)
+        await send_json(send, 200, self._body())
+
+    def _body(self) -> bytes:
+        config, needs_key = self._config, not self._api_keys.is_open
+        if needs_key not in self._bodies:
+            document = openapi_document(config.version, config.served_model_names, needs_key)
+            self._bodies[needs_key] = msgspec.json.encode(document)
+        return self._bodies[needs_key]
 
 
 def openapi_document(version: str, models: Sequence[str], needs_key: bool) -> dict[str, Any]:

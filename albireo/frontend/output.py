@@ -43,6 +43,8 @@ class Output:
 
     def on_output(self, generation: Generation, num_chars: int) -> None:
         """From a generation: it has that much more text, or has ended."""
+        if self._client_gone:
+            return
         if generation.ended:
             self._has_end = True
         elif not self._streams:
@@ -72,7 +74,9 @@ class Output:
         return True
 
     def client_left(self) -> None:
+        """Nobody takes any more: generations are let go, which lead back here."""
         self._client_gone = True
+        self._ready.clear()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

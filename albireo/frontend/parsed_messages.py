@@ -1,17 +1,22 @@
 """The parsers of one response's sequences, and what they have found so far."""
 
+from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.generation import Generation
 from albireo.frontend.message_parsing import MessageParsing
 from albireo.frontend.message_parts import MessageParser, Part, ToolCallBegin
 from albireo.frontend.output_parsers.reasoning import PlainText
+from albireo.frontend.reasoning_tokens import ReasoningTokens
 
 
 class ParsedMessages:
     """The parsers of one response's sequences, and what they found."""
 
-    def __init__(self, parsing: MessageParsing | None) -> None:
-        """None: all is text."""
+    def __init__(self, parsing: MessageParsing | None, texts: DetokenizerFactory | None = None) -> None:
+        """`parsing` None: all is text. With `texts` the tokens of the reasoning are counted; then the sequences must
+        keep their token ids."""
         self._parsing = parsing or MessageParsing(PlainText)
+        self._texts = texts
+        self._reasoning: dict[int, ReasoningTokens] = {}
         self._parsers: dict[int, MessageParser] = {}
         self._with_calls: set[int] = set()
 
@@ -19,13 +24,15 @@ class ParsedMessages:
         """What is new of a sequence, and its token ids where they are kept."""
         parser = self._parsers.get(generation.index)
         if parser is None:
-            parser = self._parsers[generation.index] = self._parsing.make()
+            parser = self._begin(generation.index)
         text, token_ids = generation.take()
         parts = parser.feed(text)
         if generation.ended:
             parts += parser.end()
         if any(type(part) is ToolCallBegin for part in parts):
             self._with_calls.add(generation.index)
+        if self._reasoning:
+            self._reasoning[generation.index].add(text, token_ids, parts)
         return parts, token_ids
 
     def has_calls(self, generation: Generation) -> bool:
@@ -38,3 +45,14 @@ class ParsedMessages:
         if reason == "stop" and self._parsing.ends_with_calls and self.has_calls(generation):
             return "tool_calls"
         return reason
+
+    def num_reasoning_tokens(self, generation: Generation) -> int:
+        """So far; 0 where they are not counted."""
+        counted = self._reasoning.get(generation.index)
+        return 0 if counted is None else counted.count
+
+    def _begin(self, index: int) -> MessageParser:
+        if self._texts is not None:
+            self._reasoning[index] = ReasoningTokens(self._texts(True, self._parsing.shown))
+        parser = self._parsers[index] = self._parsing.make()
+        return parser

@@ -17,11 +17,12 @@ _BOUNDS = (*(str(bound_ns / 1e9) for bound_ns in BOUNDS_NS), "+Inf")
 
 
 class PartMetrics(Collector):
-    """Of all processes of one engine."""
+    """Of all processes of one replica; the first one has the frontends too."""
 
-    def __init__(self, model_name: str, flight_fds: Iterable[int]) -> None:
-        """`flight_fds`: every process's flight segment. Raises SegmentError when one is something else."""
-        self._labels = (model_name, "0")
+    def __init__(self, labels: tuple[str, str], flight_fds: Iterable[int]) -> None:
+        """`labels`: the model's name and the replica. `flight_fds`: every process's flight segment. Raises SegmentError
+        when one is something else."""
+        self._labels = labels
         self._readers = [FlightReader(fd) for fd in flight_fds]
 
     def collect(self) -> Iterator[Metric]:

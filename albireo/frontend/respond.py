@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from starlette.types import Receive, Scope, Send
 
 from albireo.errors import RequestError
-from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.formats import Format
 from albireo.frontend.generation import Generation
 from albireo.frontend.http_protocol import PieceWriter, connection_dropper, piece_writer
 from albireo.frontend.json_response import send_json
 from albireo.frontend.output import ClientGoneError, Output, Writer
+from albireo.frontend.replicas import Replicas
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -31,12 +31,13 @@ Start = Callable[[Output], list[Generation]]
 
 
 async def respond(
-    scope: Scope, receive: Receive, send: Send, engine: EngineClient, start: Start, format_: Format, streams: bool
+    scope: Scope, receive: Receive, send: Send, engine: Replicas, start: Start, format_: Format, streams: bool
 ) -> None:
     """One response from start to end. Raises RequestError when nothing has been sent yet."""
     output = Output(streams, connection_dropper(scope))
     generations: list[Generation] = []
     watcher = asyncio.create_task(_watch(receive, output))
+    engine.num_responses += 1
     try:
         generations = start(output)
         if streams:
@@ -46,7 +47,9 @@ async def respond(
     except ClientGoneError:
         pass
     finally:
+        engine.num_responses -= 1
         watcher.cancel()
+        output.client_left()
         engine.abort(generations)
 
 

@@ -11,16 +11,18 @@ import numpy.typing as npt
 
 from albireo import limits
 from albireo.config import FrontendConfig
-from albireo.errors import NotFoundError, RequestError, TooManyRequestsError, UnavailableError
+from albireo.errors import NotFoundError, RequestError, StoppingError, TooManyRequestsError, UnavailableError
+from albireo.frontend.auth import ApiKeys
 from albireo.frontend.bad_words import bad_word_sequences
+from albireo.frontend.body import num_large_bytes
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import NOTHING_SHOWN, DetokenizerFactory
-from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation, SampleGroup
 from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.message_parsing import MessageParsing
 from albireo.frontend.output import Output
+from albireo.frontend.replicas import Replicas
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.requests import GenerationRequest
 from albireo.frontend.samples import Sample, check_num_sequences, samples_of
@@ -63,21 +65,27 @@ class Service:
         self,
         config: FrontendConfig,
         text: TextModel,
-        engine: EngineClient,
-        metrics: RequestMetrics,
-        stats: npt.NDArray[Any],
+        engine: Replicas,
+        metrics: Sequence[RequestMetrics],
+        stats: Sequence[npt.NDArray[Any]],
         clock_ns: Callable[[], int],
     ) -> None:
-        """`stats`: ENGINE_STATS[1] in shared memory. `clock_ns`: CLOCK_MONOTONIC, which the stats are in."""
+        """`metrics`, `stats`: of each replica, the latter ENGINE_STATS[1] in shared memory. `clock_ns`:
+        CLOCK_MONOTONIC, which the stats are in."""
         self.config = config
         self.text = text
         self.engine = engine
         self.metrics = metrics
         self.stats = stats
+        self.api_keys = ApiKeys(config.api_keys)
         self.clock_ns = clock_ns
         self.unavailable: str | None = "the server is starting"
         """Why no request is taken, or None."""
         self._stopping = False
+        self._num_preparing = 0
+        """Requests on the threads, or waiting for one."""
+        self._num_large_bytes = 0
+        """Of their bodies, without the first SMALL_BODY_BYTES of each."""
         self.bounds = ModelBounds(
             config.scheduler.max_model_len,
             config.model.vocab_size,
@@ -92,11 +100,13 @@ class Service:
         """The name that responses carry."""
         return self.config.served_model_names[0]
 
-    def engine_ready(self, num_kv_blocks: int) -> None:
-        """The engine has this many KV blocks: requests may come."""
-        capacity = num_kv_blocks * self.config.scheduler.block_size
-        context_tokens = min(self.config.scheduler.max_model_len, capacity)
+    def engine_ready(self, replica: int, num_kv_blocks: int) -> None:
+        """This replica has so many KV blocks: requests may come."""
+        cache_tokens = num_kv_blocks * self.config.scheduler.block_size
+        # any of the replicas may get a request
+        context_tokens = min(self.bounds.context_tokens, cache_tokens)
         self.bounds = msgspec.structs.replace(self.bounds, context_tokens=context_tokens)
+        self.engine.up(replica, cache_tokens)
         if not self._stopping:
             self.unavailable = None
 
@@ -108,10 +118,12 @@ class Service:
     def stop(self) -> None:
         """No request is taken from now on."""
         self._stopping = True
-        self.unavailable = "the server is stopping"
+        self.unavailable = str(StoppingError())
 
     def check_available(self) -> None:
         """Raises UnavailableError while no request is taken."""
+        if self._stopping:
+            raise StoppingError
         if self.unavailable is not None:
             raise UnavailableError(self.unavailable)
 
@@ -119,7 +131,7 @@ class Service:
         """Raises UnavailableError, TooManyRequestsError, or NotFoundError for a model that is not served."""
         self.check_available()
         self.check_model(request.model)
-        waiting = max(self.engine.num_waiting, int(self.stats[0]["num_waiting"]))
+        waiting = self.engine.num_waiting + self._num_preparing
         if waiting >= self.config.max_num_waiting:
             raise TooManyRequestsError(f"{waiting} sequences are waiting; this server lets no more wait")
 
@@ -133,7 +145,24 @@ class Service:
         """`work()`, on a thread where it is long."""
         if num_chars <= limits.MAX_INLINE_ENCODE_CHARS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        return await self.prepare_on_thread(work)
+
+    async def prepare_on_thread(self, work: Callable[[], T]) -> T:
+        """`work()`, on a thread. The request counts as waiting meanwhile: many that come at once would otherwise all
+        pass `check_request` before the first is the engine's. Raises TooManyRequestsError where as many are here as may
+        wait (what only asks for tokens does not go through `check_request`), or too many bytes of them."""
+        if self._num_preparing >= self.config.max_num_waiting:
+            raise TooManyRequestsError(f"{self._num_preparing} requests wait to be tokenised; no more may wait")
+        num_large = num_large_bytes()
+        if num_large and self._num_large_bytes + num_large > limits.MAX_LARGE_BODIES_BYTES:
+            raise TooManyRequestsError("other large requests wait to be tokenised; send it again in a moment")
+        self._num_preparing += 1
+        self._num_large_bytes += num_large
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        finally:
+            self._num_preparing -= 1
+            self._num_large_bytes -= num_large
 
     async def bad_words(self, request: GenerationRequest) -> tuple[tuple[int, ...], ...]:
         """The request's `bad_words` as token sequences."""

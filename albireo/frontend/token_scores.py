@@ -24,6 +24,11 @@ class TokenScores:
         """[num_prompt_tokens] by position, all zero where none came: a model scores nothing before the first token.
         By position, since they come in parts, one for each chunk of a prefill, and a preempted prompt's come again."""
 
+    @property
+    def num_prompt_scored(self) -> int:
+        """Prompt tokens whose records have come: those at positions 1 to this."""
+        return 0 if self.prompt is None else int(np.count_nonzero(self.prompt["rank"]))
+
     def add(self, records: Records) -> None:
         """Records of one message, in order: `position` tells whose they are."""
         positions = records["position"]

@@ -83,9 +83,8 @@ class Tokenize:
             if getattr(request, field) is not None:
                 raise RequestError(f"{field} needs messages", field=field)
         prompt, tokenizer = request.prompt or "", self._service.text.tokenizer
-        if request.add_special_tokens is False:
-            return await self._service.prepare(lambda: tokenizer.encode_inner(prompt), len(prompt))
-        return await self._service.prepare(lambda: tokenizer.encode_prompt(prompt, "prompt"), len(prompt))
+        adds = request.add_special_tokens is not False
+        return await self._service.prepare(lambda: tokenizer.encode_prompt(prompt, "prompt", adds), len(prompt))
 
     async def _encode_chat(self, request: TokenizeRequest, messages: list[ChatMessage]) -> list[int]:
         if request.add_special_tokens:

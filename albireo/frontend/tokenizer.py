@@ -30,13 +30,13 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._max_chars = max_tokens * _longest_token_chars(self.backend)
 
-    def encode_prompt(self, text: str, field: str) -> list[int]:
-        """A raw prompt, with what the tokenizer's post-processor adds (BOS). What looks like a control token in it
-        is text: clients that want control tokens send token ids."""
+    def encode_prompt(self, text: str, field: str, add_special_tokens: bool = True) -> list[int]:
+        """A raw prompt, with what the tokenizer's post-processor adds (BOS) unless that is unwanted. What looks like a
+        control token in it is text: clients that want control tokens send token ids."""
         self._check_length(text, field)
-        encoding = self.backend.encode(text)
+        encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         ids = self._with_typed_as_text(text, encoding, field, is_typed=lambda span: span[0] < span[1])
-        if self._bos_id is not None and ids[:1] != [self._bos_id]:
+        if add_special_tokens and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids = [self._bos_id, *ids]
         return ids
 

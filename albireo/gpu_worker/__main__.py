@@ -35,7 +35,7 @@ def run(config: WorkerConfig) -> None:
         control = child.Control(context, config)
     heartbeat = EngineStats(config.segments.stats).workers[config.rank : config.rank + 1]
     fd = config.segments.flight[config.name]
-    recorder = FlightRecorder(fd, config.rank, os.getpid(), time.monotonic_ns)
+    recorder = FlightRecorder(fd, config.number, os.getpid(), time.monotonic_ns)
     try:
         made = make_device(config, heartbeat, recorder, lambda stage, fraction: control.send(Progress(stage, fraction)))
     except Exception as error:
@@ -47,12 +47,12 @@ def run(config: WorkerConfig) -> None:
     worker = made.make_worker(
         PlanRing(config.scheduler, config.num_workers).reader(config.segments.plan_ring, config.rank),
         TokenRing(config.scheduler).writer(config.segments.token_rings[config.rank]),
-        sockets.token_bell(context, config.run_dir).ring,
+        sockets.token_bell(context, config.run_dir, config.replica).ring,
         heartbeat,
         recorder,
         time.monotonic_ns,
     )
-    bell = sockets.plan_bell_listener(context, config.run_dir)
+    bell = sockets.plan_bell_listener(context, config.run_dir, config.replica)
     child.settle()
     control.send(WorkerReady(made.num_kv_blocks, made.name))
     try:
@@ -88,4 +88,5 @@ def serve(
 
 
 if __name__ == "__main__":
+    child.wait_as_spare(sys.argv[1:])
     run(child.start(WorkerConfig))

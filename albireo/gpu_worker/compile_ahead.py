@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -47,7 +46,7 @@ class CompileAhead:
     def begin(self) -> None:
         """Call before the first kernel is made. The quickest one comes first: where the cache lacks it, it is likely
         to lack the others, and the processes start."""
-        compile_in_turns(Path(self._config.run_dir), on_first_compile=self.start)
+        compile_in_turns(self._config.run_dir, on_first_compile=self.start)
         element: Any = kernel_element(TORCH_DTYPES[self._config.dtype])
         rms_norm_kernel(element)
 
@@ -92,7 +91,7 @@ def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     setproctitle.setproctitle(f"albireo-compile-{index}")
     threading.Thread(target=_end_with_stdin, name="lifeline", daemon=True).start()
-    compile_in_turns(Path(config.run_dir))
+    compile_in_turns(config.run_dir)
     gc.disable()  # compiling makes objects that stay: collecting was a tenth of the time
     for make in kernels_ahead(config)[index::count]:
         make()

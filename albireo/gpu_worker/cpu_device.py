@@ -23,6 +23,7 @@ from albireo.gpu_worker.result_rows import ResultRows
 from albireo.gpu_worker.sampling.modes import make_step_sampler
 from albireo.gpu_worker.sampling.stop import check_stop
 from albireo.gpu_worker.step_inputs import StepInputs, StepRows, build_inputs, decode_rows
+from albireo.gpu_worker.swap_space import HostSwapSpace
 from albireo.messages import WAITED, Finish
 from albireo.shm.flight import Part, Recorder
 from albireo.shm.grammar_masks import GrammarMasks, MaskTable
@@ -62,6 +63,7 @@ class CpuDevice:
         self._model = load_model(config, shard, attention, collectives, report, CpuBackend())
         self._model.on_layer = beat
         self._kv_cache = KVCache.allocate(local, config.dtype, self._block_size, config.kv_cache_bytes)
+        self._swap = HostSwapSpace(self._kv_cache, local, dtype, config.scheduler, beat)
         masks = _attach_masks(config)
         self.state = DeviceState(config.scheduler, None if masks is None else masks.masks)
         table = self.state.sampling
@@ -104,7 +106,9 @@ class CpuDevice:
         """Runs one step: applies the plan, computes, samples, writes `result`."""
         state, recorder = self.state, self._recorder
         state.apply(plan)
-        recorder.mark(Part.FETCH_PLAN)
+        applied_ns = recorder.mark(Part.FETCH_PLAN)
+        if self._swap.copy(plan):
+            result.header["swap_ns"] = recorder.mark(Part.SWAP) - applied_ns
         result.header["num_logprobs"] = 0
         rows, inputs = self._prepare(plan)
         sampled = None

@@ -1,4 +1,4 @@
-"""Which device a worker drives. Imports only what that device needs: the null device starts without torch."""
+"""Which device a worker drives. Imports only what that device needs: null and simulated ones start without torch."""
 
 import time
 from collections.abc import Callable
@@ -42,6 +42,8 @@ def make_device(config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Rec
     start and how far it is. Raises whatever keeps the device from starting."""
     if config.device == "null":
         return _make_null_device(config, recorder)
+    if config.device == "sim":
+        return _make_sim_device(config, heartbeat, recorder)
     if config.device == "cuda":
         return _make_cuda_device(config, heartbeat, recorder, report)
     return _make_cpu_device(config, heartbeat, recorder, report)
@@ -52,6 +54,37 @@ def _make_null_device(config: WorkerConfig, recorder: Recorder) -> MadeDevice:
 
     device = NullDevice(config, recorder, time.monotonic_ns)
     return MadeDevice(device.name, device.num_kv_blocks, partial(Worker, device), close=lambda: None)
+
+
+def _make_sim_device(config: WorkerConfig, heartbeat: npt.NDArray[Any], recorder: Recorder) -> MadeDevice:
+    from albireo.gpu_worker.sim_device import SimDevice
+    from albireo.gpu_worker.sim_meter import SimMeter
+    from albireo.gpu_worker.step_timer import StepTimer
+    from albireo.sim.memory import rank_memory
+
+    assert config.sim is not None, "a simulated device without its spec"
+    use = DeviceUse(EngineStats(config.segments.stats).devices[config.rank : config.rank + 1], is_simulated=True)
+    sizes = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
+    memory = rank_memory(config.model, config.num_workers, config.dtype, config.sim, *sizes)
+    timer = StepTimer()
+    meter = SimMeter(config.sim.power, memory.used(config.kv_cache_bytes), time.monotonic_ns())
+
+    def count_use(busy_ns: int, working_s: float) -> None:
+        use.add_busy(busy_ns)
+        meter.add_working(working_s)
+
+    device, beat = SimDevice(config, config.sim, recorder, time.monotonic_ns, timer, count_use), _beat(heartbeat)
+
+    def look_at_device() -> None:
+        beat()  # it cannot get stuck, however long a step is that it simulates
+        reading = meter.sample(time.monotonic_ns())
+        if reading is not None:
+            use.write(reading)
+
+    return MadeDevice(
+        device.name, device.num_kv_blocks, partial(StreamWorker, device), timer.close, wake_fd=timer.fd,
+        on_pause=look_at_device,
+    )  # fmt: skip
 
 
 def _make_cpu_device(
@@ -79,7 +112,7 @@ def _make_cuda_device(
 ) -> MadeDevice:
     from albireo.gpu_worker.cuda.availability import cuda_device_index
 
-    index = cuda_device_index(config.rank)
+    index = cuda_device_index(config.number)
     from albireo.gpu_worker.collectives.group import make_collectives
     from albireo.gpu_worker.cuda.device import CudaDevice
     from albireo.gpu_worker.cuda.meter import DeviceMeter

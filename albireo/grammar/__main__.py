@@ -33,15 +33,15 @@ def run(config: GrammarConfig) -> None:
     coordinator.setsockopt(zmq.IDENTITY, f"{config.name}-{os.getpid()}".encode())
     coordinator.setsockopt(zmq.SNDHWM, 0)
     coordinator.setsockopt(zmq.RCVHWM, 0)
-    coordinator.connect(sockets.grammar_address(config.run_dir))
+    coordinator.connect(sockets.grammar_address(config.run_dir, config.coordinator))
     control.send(Ready())
+    recorder = FlightRecorder(config.segments.flight[config.name], config.replica, os.getpid(), time.monotonic_ns)
     try:
         compiler = Compiler(config.tokenizer_path, config.vocab_size, config.eos_token_ids)
     except GrammarError as error:
         coordinator.send(encode(GrammarUp(os.getpid(), str(error))))
-        wait_for_stop(control)
+        wait_for_stop(control, recorder)
         return
-    recorder = FlightRecorder(config.segments.flight[config.name], 0, os.getpid(), time.monotonic_ns)
     table = GrammarMasks(config.scheduler.num_slots, config.vocab_size).attach(config.segments.grammar)
     table.tags[:] = 0
     num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
@@ -54,6 +54,7 @@ def run(config: GrammarConfig) -> None:
     for source in (coordinator, control.socket, pool.wake_fd):
         poller.register(source, zmq.POLLIN)
     while not isinstance(control.poll(), Stop):
+        recorder.beat()
         try:
             grammarian.step()
         except StuckError as error:
@@ -63,10 +64,10 @@ def run(config: GrammarConfig) -> None:
         poller.poll(BUSY_MS if pool.is_busy else IDLE_MS)
 
 
-def wait_for_stop(control: child.Control) -> None:
+def wait_for_stop(control: child.Control, recorder: FlightRecorder) -> None:
     """Grammars cannot be served, and nobody asks for any."""
     while not isinstance(control.wait(IDLE_MS), Stop):
-        pass
+        recorder.beat()
 
 
 if __name__ == "__main__":

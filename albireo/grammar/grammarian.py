@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+import llguidance
 import msgspec
 import numpy as np
 import zmq
@@ -67,8 +68,7 @@ class Grammarian:
                 if done.matcher is None:
                     self._send(Refused(handle, done.problem))
                 else:
-                    self._matchers.add(handle, done.matcher.deep_copy(), message.after)
-                    self._send(Compiled(handle))
+                    self._begin(message, done.matcher.deep_copy())
 
     def _receive(self) -> ToGrammar | None:
         try:
@@ -104,12 +104,21 @@ class Grammarian:
     def _compile(self, message: Compile) -> None:
         matcher = self._compiled.get(message.kind, message.source)
         if matcher is not None:
-            self._matchers.add(message.handle, matcher, message.after)
-            self._send(Compiled(message.handle))
+            self._begin(message, matcher)
             return
         job = Job(message.kind, message.source)
         self._awaited[job][message.handle] = (message, self._clock_ns())
         self._pool.submit(job)
+
+    def _begin(self, message: Compile, matcher: llguidance.LLMatcher) -> None:
+        """From the output's beginning, or from where another process had brought it."""
+        handle = message.handle
+        self._matchers.add(handle, matcher, message.after, message.opened_by)
+        self._send(Compiled(handle))
+        for token in np.frombuffer(message.output_token_ids, "<i4").tolist():
+            if broken := self._matchers.advance([handle], [token]):
+                self._tell_broken(broken.items())
+                return
 
     def _advance(self, message: Advance) -> None:
         handles = np.frombuffer(message.handles, "<u8").tolist()

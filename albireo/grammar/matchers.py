@@ -38,10 +38,44 @@ class Awaits:
         return self._tokenizer.tokenize_bytes(rest) if rest.strip() else []
 
 
+class Opening:
+    """A text with which the output may begin, instead of what the grammar takes: a token of its own, or spelled out by
+    several."""
+
+    def __init__(self, text: str, tokenizer: llguidance.LLTokenizer) -> None:
+        self._rest: list[int] = tokenizer.tokenize_str(text, parse_special=True)
+        self._has_begun = False
+
+    def allow(self, mask: npt.NDArray[np.int32]) -> None:
+        """Adds its next token to the grammar's mask of what may come; once it has begun, nothing else may."""
+        if self._has_begun:
+            mask[:] = 0
+        token = self._rest[0]
+        mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+
+    def takes(self, token: int, matcher: llguidance.LLMatcher) -> bool:
+        """Whether the output's next token is of this text. One that could begin either is the grammar's, unless it is
+        the whole text."""
+        if token != self._rest[0]:
+            return False
+        if not self._has_begun and len(self._rest) > 1 and matcher.validate_tokens([token]):
+            return False
+        self._has_begun = True
+        del self._rest[0]
+        return True
+
+    @property
+    def has_come(self) -> bool:
+        """All of it."""
+        return not self._rest
+
+
 class Bound(Struct):
     """A request's grammar in mid-output."""
 
     matcher: llguidance.LLMatcher
+    opening: Opening | None = None
+    """Until it is clear whether the output begins with it."""
     awaits: Awaits | None = None
     """What must have come before it begins."""
     slot: int = -1
@@ -49,6 +83,11 @@ class Bound(Struct):
     generation: int = 0
     position: int = 0
     """Of the token that its next mask is for."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its matcher has a say in what comes next."""
+        return self.awaits is None or self.opening is not None
 
 
 class Matchers:
@@ -69,9 +108,13 @@ class Matchers:
     def __len__(self) -> int:
         return len(self._bound)
 
-    def add(self, handle: int, matcher: llguidance.LLMatcher, after: str) -> None:
-        """`after`: as of `messages.Grammar`."""
-        self._bound[handle] = Bound(matcher, Awaits(after, self._tokenizer) if after else None)
+    def add(self, handle: int, matcher: llguidance.LLMatcher, after: str, opened_by: str) -> None:
+        """`after`, `opened_by`: as of `messages.Grammar`."""
+        bound = self._bound[handle] = Bound(matcher)
+        if after:
+            bound.awaits = Awaits(after, self._tokenizer)
+        if opened_by:
+            bound.opening = Opening(opened_by, self._tokenizer)
 
     def forget(self, handles: Iterable[int]) -> None:
         for handle in handles:
@@ -98,12 +141,7 @@ class Matchers:
             if bound is None:
                 continue
             bound.position += 1
-            taken: list[int] | None = [token]
-            if bound.awaits is not None:
-                taken = bound.awaits.rest_after(token)
-                if taken is not None:
-                    bound.awaits = None
-            if all(bound.matcher.consume_token(each) for each in taken or ()):
+            if all(bound.matcher.consume_token(each) for each in _of_grammar(bound, token)):
                 moved.append(handle)
             else:
                 broken[handle] = one_line(bound.matcher.get_error())
@@ -115,9 +153,9 @@ class Matchers:
         bound = [self._bound[handle] for handle in handles]
         placed = [(handle, each) for handle, each in zip(handles, bound, strict=True) if each.slot >= 0]
         for _, each in placed:
-            if each.awaits is not None:
+            if not each.is_under_way:
                 self._publish(each, self._anything)
-        placed = [(handle, each) for handle, each in placed if each.awaits is None]
+        placed = [(handle, each) for handle, each in placed if each.is_under_way]
         if not placed:
             return {}
         scratch = self._scratch
@@ -132,6 +170,8 @@ class Matchers:
             if each.matcher.get_error() or not scratch[row].any():
                 broken[handle] = one_line(each.matcher.get_error() or "no token can follow")
                 continue
+            if each.opening is not None:
+                each.opening.allow(scratch[row])
             self._publish(each, scratch[row])
         return broken
 
@@ -139,3 +179,20 @@ class Matchers:
         self._table.clear(bound.slot)
         self._table.masks[bound.slot] = mask
         self._table.publish(bound.slot, mask_tag(bound.generation, bound.position))
+
+
+def _of_grammar(bound: Bound, token: int) -> Sequence[int]:
+    """The output goes on with `token`: what of it is for the matcher."""
+    if bound.opening is not None:
+        if bound.opening.takes(token, bound.matcher):
+            if bound.opening.has_come:
+                bound.opening = None
+            return ()
+        bound.opening = bound.awaits = None
+    if bound.awaits is None:
+        return (token,)
+    rest = bound.awaits.rest_after(token)
+    if rest is None:
+        return ()
+    bound.awaits = None
+    return rest

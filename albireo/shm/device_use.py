@@ -1,6 +1,6 @@
 """What a rank's GPU uses: its worker writes it into shared memory, and says which figures are there.
 
-A figure that cannot be read is absent, never a guess and never an old value.
+A figure that cannot be read is absent, never a guess and never an old value. A simulated device says that it is one.
 """
 
 from enum import IntFlag
@@ -20,6 +20,8 @@ class Figure(IntFlag):
     MEMORY = 4
     POWER = 8
     BUSY = 16
+    SIMULATED = 32
+    """No figure: those that are there are a simulator's."""
 
 
 READ_FIGURES = Figure.ENERGY | Figure.UTILIZATION | Figure.MEMORY | Figure.POWER
@@ -48,12 +50,13 @@ _BUSY_NS = _FIELDS["busy_ns"]
 class DeviceUse:
     """Writer of one rank's DEVICE_USE, in its worker."""
 
-    def __init__(self, record: npt.NDArray[Any]) -> None:
+    def __init__(self, record: npt.NDArray[Any], is_simulated: bool = False) -> None:
         """`record`: DEVICE_USE[1], in shared memory. From now on busy time is there, 0 at first."""
+        self._always = int(Figure.BUSY | (Figure.SIMULATED if is_simulated else 0))
         self._record = record.data.cast("B").cast("q")
         self._busy_ns = 0
         self._energy_start_mj: int | None = None
-        self._publish(Figure.BUSY, {"busy_ns": 0})
+        self._publish(self._always, {"busy_ns": 0})
 
     def add_busy(self, time_ns: int) -> None:
         """A step took so long on the device (`end_ns - begin_ns`). Two stores; called once a step."""
@@ -71,7 +74,7 @@ class DeviceUse:
             Figure.MEMORY: ("memory_used_bytes", reading.memory_used_bytes),
             Figure.POWER: ("power_mw", reading.power_mw),
         }
-        valid, fields = int(Figure.BUSY), {"read_ns": reading.read_ns, "energy_start_mj": self._energy_start_mj or 0}
+        valid, fields = self._always, {"read_ns": reading.read_ns, "energy_start_mj": self._energy_start_mj or 0}
         for figure, (name, value) in values.items():
             if value is not None:
                 valid |= figure

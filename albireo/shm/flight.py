@@ -65,6 +65,8 @@ class Part(IntEnum):
     """Grammar process: a request's grammar, from its arrival to the answer, whatever else went on beside it."""
     MASK = 17
     """Grammar process: from a step's confirmed tokens to the masks for the next ones."""
+    SWAP = 18
+    """Device: copying KV blocks to host memory or back, before the step's forward pass."""
 
 
 DEVICE_PARTS: Final = (Part.FORWARD, Part.SAMPLE)
@@ -124,6 +126,10 @@ class FlightRecorder:
         self._clock_ns = clock_ns
         self.step = self.num_rows = self._last_ns = 0
 
+    def beat(self) -> None:
+        """The process's loop turns: to be called at least twice a second, idle or not."""
+        self._head[_BEAT] = self._clock_ns()
+
     def start(self, step: int, num_rows: int = 0) -> int:
         self.step, self.num_rows = step, num_rows
         self._last_ns = now_ns = self._clock_ns()
@@ -149,6 +155,13 @@ class FlightRecorder:
 _pack = struct.Struct("<QqqHHI").pack_into
 _RECORD_BYTES: Final = layout.FLIGHT_RECORD.itemsize
 _TOTALS_WORDS: Final = layout.FLIGHT_TOTALS.itemsize // 8
+_BEAT: Final = layout.FLIGHT_HEAD.fields["beat_ns"][1] // 8  # type: ignore[index]
+
+
+def map_beat(fd: int) -> "memoryview[int]":
+    """A process's `beat_ns`, as `[0]`; the supervisor reads it, and sets it to 0 for a process that takes the place."""
+    offset = _HEAD_OFFSET + 8 * _BEAT
+    return Segment(fd).data.data[offset : offset + 8].cast("q")
 
 
 class Unrecorded:

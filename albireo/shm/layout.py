@@ -1,6 +1,6 @@
 """Every byte of shared memory: one numpy structured dtype per record, explicit offsets, one writer per field.
 
-Seven kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
+Eight kinds of segment, all made by the supervisor (`shm.segment`), all starting with a `SEGMENT_HEADER`:
 
 plan ring    the coordinator writes step plans, every worker reads all of them (`shm.plan_ring`)
 token ring   one per worker: it writes a step's tokens, the coordinator reads them (`shm.token_ring`)
@@ -10,6 +10,7 @@ requests     what each frontend counted of its requests: each writes its own par
 flight       one per process: it writes what it did and when, anyone reads (`shm.flight`)
 grammar      which tokens a constrained sequence may sample: the grammar process writes, workers read
              (`shm.grammar_masks`)
+routes       what frontends tell each other of where requests go: each writes its own part, all read (`shm.routes`)
 
 Publish order on both rings: the payload, a fence (`shm.fence`), the slot's `sequence`, the ring's `published`,
 then the ZeroMQ doorbell. Sequence numbers start at 1 and never repeat; 0 is a slot that was never written.
@@ -22,7 +23,7 @@ import numpy as np
 from albireo.limits import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
 MAGIC: Final = int.from_bytes(b"ALBIREO\0", "little")
-VERSION: Final = 8
+VERSION: Final = 10
 CACHE_LINE: Final = 64
 """Bytes. Cursors of different writers lie on different cache lines."""
 ALIGNMENT: Final = 64
@@ -79,6 +80,8 @@ PLAN_HEADER: Final = record(
     num_appends=("<i4", 36),
     num_extras=("<i4", 40),
     sampling_slice=("<i4", 44),
+    num_swap_outs=("<i4", 48),
+    num_swap_ins=("<i4", 52),
 )
 """A step plan's first bytes; the arrays follow. Writer: the coordinator.
 
@@ -88,7 +91,10 @@ that left the batch is one that the new `rows` no longer names.
 
 `sampling_slice`: rows per rank on the sequence-parallel path (`sampling.modes`). The rows that take it, in batch
 order, are cut into slices of that many, rank r's beginning at r * sampling_slice; the last ones may be short or
-empty. It counts planned rows, dead ones included, so it depends on the plan alone."""
+empty. It counts planned rows, dead ones included, so it depends on the plan alone.
+
+`num_swap_outs`, `num_swap_ins`: how many of the plan's `copies` go out of the KV cache, and how many come in behind
+them."""
 
 CHUNK: Final = record(
     24,
@@ -147,6 +153,11 @@ num_recent      x 1  under bad words: the newest output tokens, at most MAX_BAD_
 BLOCK_APPEND: Final = record(12, slot=("<i4", 0), index=("<i4", 4), block=("<i4", 8))
 """block_table[slot, index] = block."""
 
+BLOCK_COPY: Final = record(8, kv_block=("<i4", 0), swap_block=("<i4", 4))
+"""A whole KV block, over all layers, goes from the KV cache to the swap space, or comes back. A step's copies are done
+in their order before anything else of it, and behind all of the steps before: first those out, of which no two have the
+same target, then those in."""
+
 TOKEN_HEADER: Final = record(
     64,
     sequence=("<u8", 0),
@@ -155,11 +166,14 @@ TOKEN_HEADER: Final = record(
     begin_ns=("<i8", 16),
     end_ns=("<i8", 24),
     stamps=(("<i8", (3,)), 32),
+    swap_ns=("<i8", 56),
 )
 """One step's results; the row arrays follow. Writer: the worker that owns the ring.
 `begin_ns` and `end_ns` (CLOCK_MONOTONIC) bound the device's work on the step: forward pass and sampling, without
 reading the plan, preparing inputs and writing results. `stamps`: of a device with a clock of its own, what it said at
-the begin, before sampling and at the end; for the worker's use."""
+the begin, before sampling and at the end; for the worker's use. `swap_ns`: how long the plan's block copies took, which
+lie before `begin_ns`; without any it means nothing. A device with a clock of its own leaves there at first what it said
+at their begin."""
 
 TOKEN_ROW: Final = record(16, slot=("<i4", 0), generation=("<u4", 4), token=("<i4", 8), finish=("<i4", 12))
 """A row's result: `token` is -1 where the row was dead on the device (it had ended in an earlier step), -2
@@ -211,14 +225,18 @@ ENGINE_STATS: Final = record(
     step_exposed_ns=("<u8", 144),
     num_blocks_cached=("<i8", 152),
     run_ahead_depth=("<i8", 160),
+    swapped_out_blocks=("<u8", 168),
+    swapped_in_blocks=("<u8", 176),
+    num_swap_blocks_used=("<i8", 184),
     iteration_tokens=(REQUEST_HISTOGRAM, 192),
 )
 """The engine's gauges and counters (since start). Writer: the coordinator. Readers: frontends, on /metrics and
 /health. Each field is read on its own; fields of one read may be a step apart. `progress_ns`: when a step was last
 confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
 between the end of a step and the begin of the next while there was one to run. `run_ahead_depth`: how many steps past
-the last confirmed one may be planned now. `iteration_tokens`: of planned steps, prompt and decode tokens together,
-over `shm.stats.ITERATION_TOKENS`."""
+the last confirmed one may be planned now. `swapped_*`: KV blocks copied to host memory and back;
+`num_swap_blocks_used`: blocks of it that hold a preempted request's. `iteration_tokens`: of planned steps, prompt and
+decode tokens together, over `shm.stats.ITERATION_TOKENS`."""
 
 WORKER_HEARTBEAT: Final = record(
     CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), running_step=("<u8", 16), collective=("<u8", 24),
@@ -272,9 +290,10 @@ KIND_FLIGHT: Final = 5
 NUM_FLIGHT_PARTS: Final = 24
 NUM_FLIGHT_BUCKETS: Final = 22
 
-FLIGHT_HEAD: Final = record(CACHE_LINE, written=("<u8", 0), pid=("<i8", 8), name=("S32", 16))
+FLIGHT_HEAD: Final = record(CACHE_LINE, written=("<u8", 0), pid=("<i8", 8), name=("S32", 16), beat_ns=("<i8", 48))
 """Behind the header of a flight segment. `name`: the process's, written by the supervisor; the rest by that process.
-`written`: records ever written; the last `num_slots` of them are there."""
+`written`: records ever written; the last `num_slots` of them are there. `beat_ns`: CLOCK_MONOTONIC, renewed at least
+twice a second while the process's loop turns; 0 before it does (workers have a WORKER_HEARTBEAT instead)."""
 
 FLIGHT_TOTALS: Final = record(192, buckets=(("<u8", (NUM_FLIGHT_BUCKETS,)), 0), sum_ns=("<u8", 176))
 """One per part, NUM_FLIGHT_PARTS of them behind FLIGHT_HEAD: how long it took since the start, as a histogram over
@@ -315,12 +334,32 @@ REQUEST_COUNTS: Final = record(
     max_num_generation_tokens=(REQUEST_HISTOGRAM, 2368),
     prefill_kv_computed_tokens=(REQUEST_HISTOGRAM, 2560),
 )
-"""One per frontend, behind the header of the requests segment. Writer: that frontend. Readers: all frontends, on
-/metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their buckets, is in
-`frontend.request_metrics`."""
+"""One per frontend and replica, behind the header of the requests segment. Writer: that frontend. Readers: all
+frontends, on /metrics, whichever of them is asked; each field is read on its own. What the histograms count, and their
+buckets, is in `frontend.request_metrics`."""
 
 KIND_GRAMMAR: Final = 7
 
 GRAMMAR_TAG: Final = record(8, tag=("<u8", 0))
 """Whose mask lies in a slot's place: (generation << 32) | position of the token that it is for; 0 for none. Writer: the
 grammar process. Publish order: 0, a fence, the mask, a fence, the tag. See `shm.grammar_masks`."""
+
+KIND_ROUTES: Final = 8
+
+ROUTES_KEY: Final = record(CACHE_LINE, key=(("<u1", (16,)), 0))
+"""Behind the header of the routes segment: of the hashes in its logs. Writer: the supervisor, at the start."""
+
+ROUTE_PART: Final = record(
+    CACHE_LINE,
+    num_sequences=("<i8", 0),
+    num_prompt_tokens=("<i8", 8),
+    num_chunks=("<i8", 16),
+    first_chunk=("<i8", 24),
+)
+"""One per frontend and replica, behind ROUTES_KEY, and behind all of them a log of each, u64[shm.routes.LOG_CHUNKS], in
+the same order: of all frontends' requests to the first replica, then to the next. Writer: that frontend. Readers: all
+frontends.
+
+`num_sequences`, `num_prompt_tokens`: what its requests there are and have yet to compute. `num_chunks`: how many chunks
+of prompts it has sent there; their hashes are in the log, each at its number modulo the log's size. `first_chunk`: the
+first that the replica may still have."""

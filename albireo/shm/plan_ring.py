@@ -28,6 +28,12 @@ def max_extras(scheduler: SchedulerConfig) -> int:
     return 2 * (2 * scheduler.max_model_len + 2 * MAX_LOGIT_BIAS + MAX_BAD_WORDS_ENTRIES + MAX_BAD_WORD_TOKENS)
 
 
+def max_copies(scheduler: SchedulerConfig) -> int:
+    """Most KV blocks that one plan copies out and in: two sequences of the longest kind. A request whose blocks find no
+    room is computed again, or comes back in a later step."""
+    return 2 * scheduler.max_blocks_per_seq if scheduler.num_swap_blocks else 0
+
+
 class PlanCounts(NamedTuple):
     """PLAN_HEADER's fields as plain integers."""
 
@@ -40,9 +46,11 @@ class PlanCounts(NamedTuple):
     num_appends: int
     num_extras: int
     sampling_slice: int
+    num_swap_outs: int
+    num_swap_ins: int
 
 
-_unpack_counts = struct.Struct("<Q8x8i").unpack_from
+_unpack_counts = struct.Struct("<Q8x10i").unpack_from
 
 
 def plan_arrays(scheduler: SchedulerConfig) -> dict[str, tuple[np.dtype[Any], int]]:
@@ -57,13 +65,16 @@ def plan_arrays(scheduler: SchedulerConfig) -> dict[str, tuple[np.dtype[Any], in
         "chunks": (layout.CHUNK, scheduler.max_num_seqs),
         "chunk_tokens": (int32, scheduler.max_num_batched_tokens),
         "extras": (int32, max_extras(scheduler)),
+        "copies": (layout.BLOCK_COPY, max_copies(scheduler)),
     }
 
 
 class PlanSlot:
     """Views of one slot. The header counts how much of each array is filled."""
 
-    __slots__ = ("_header_bytes", "admissions", "appends", "chunk_tokens", "chunks", "extras", "header", "rows")
+    __slots__ = (
+        "_header_bytes", "admissions", "appends", "chunk_tokens", "chunks", "copies", "extras", "header", "rows",
+    )  # fmt: skip
 
     header: npt.NDArray[Any]
     rows: npt.NDArray[np.int32]
@@ -72,6 +83,7 @@ class PlanSlot:
     appends: npt.NDArray[Any]
     chunk_tokens: npt.NDArray[np.int32]
     extras: npt.NDArray[np.int32]
+    copies: npt.NDArray[Any]
 
     def __init__(self, segment: Segment, offset: int, scheduler: SchedulerConfig) -> None:
         for name, (dtype, count) in plan_arrays(scheduler).items():
@@ -134,6 +146,11 @@ class PlanWriter:
     def next_step(self) -> int:
         """Number of the step that the next published plan describes."""
         return self._ring.next_sequence
+
+    @property
+    def is_consumed(self) -> bool:
+        """Every worker is done with every plan."""
+        return self._ring.is_consumed
 
     def has_room(self) -> bool:
         return self._ring.has_room()

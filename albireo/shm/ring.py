@@ -35,6 +35,19 @@ class RingGeometry:
     def slot_offset(self, index: int) -> int:
         return self.slots_offset + index * self.slot_bytes
 
+    def skip(self, fd: int) -> int:
+        """What is published and not consumed is nobody's any more; returns the last sequence number."""
+        sequence: int = cursor(Segment(fd), self.published_offset)[0]
+        self.restart(fd, sequence)
+        return sequence
+
+    def restart(self, fd: int, sequence: int) -> None:
+        """An empty ring that goes on behind this sequence number. No end may be attached."""
+        segment = Segment(fd)
+        cursor(segment, self.published_offset)[0] = sequence
+        for consumer in range(self.num_consumers):
+            cursor(segment, self.consumed(consumer))[0] = sequence
+
     def header_fields(self) -> dict[str, int]:
         return {"num_slots": self.num_slots, "slot_bytes": self.slot_bytes, "num_consumers": self.num_consumers}
 
@@ -68,6 +81,11 @@ class RingProducer:
         if not self.has_room(ahead):
             raise SegmentError("the ring is full: a slot was asked for before its consumers gave it back")
         return (self._next + ahead) % self._num_slots
+
+    @property
+    def is_consumed(self) -> bool:
+        """Every consumer is done with all that was published."""
+        return min(consumed[0] for consumed in self._consumed) == self._published[0]
 
     def publish(self) -> int:
         """Makes the filled slot visible; returns its sequence number."""
@@ -103,6 +121,12 @@ class RingConsumer:
             raise SegmentError(f"ring slot {index} holds sequence {sequence}, expected {self._next}")
         self._next += 1
         return index
+
+    def skip(self) -> int:
+        """Passes over all that is published; returns its last sequence number."""
+        self._next = self._published[0] + 1
+        self.consume()
+        return self._next - 1
 
     def consume(self, unfinished: int = 0) -> None:
         """The device is done with every slot read so far but the newest `unfinished`; the producer may fill them

@@ -90,5 +90,9 @@ class TokenReader:
         index = self._ring.poll()
         return None if index is None else self._slots[index]
 
+    def skip(self) -> int:
+        """Passes over all results that are there; returns the last one's step."""
+        return self._ring.skip()
+
     def consume(self) -> None:
         self._ring.consume()

@@ -5,6 +5,7 @@ Only the standard library is imported at the top, since `--help` must answer at 
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--port", type=int, help="HTTP port of the engine, where several run")
     engine.add_argument("--pid", type=int, help="its supervisor's process id, where several run")
     engine.add_argument("--record", type=Path, metavar="FILE.npz", help="what a crashed engine has left")
+    source.add_argument("--replica", type=int, metavar="K", help="of several replicas this one (default: the first)")
     steps = parser.add_argument_group("steps").add_mutually_exclusive_group()
     steps.add_argument("--last-steps", type=_count, metavar="N", help=f"the last N (default: {DEFAULT_LAST_STEPS})")
     steps.add_argument("--steps", type=_step_range, metavar="A:B", help="those numbered A to B, both included")
@@ -55,17 +57,19 @@ def run_trace(args: argparse.Namespace) -> int:
 def _read(args: argparse.Namespace) -> "Recording":
     """Raises TraceError, SegmentError, OSError."""
     from albireo.shm.flight import load
+    from albireo.trace.replicas import of_replica
     from albireo.trace.source import Recording, TraceError, choose_engine, follow
 
     if args.record is not None:
         if args.seconds is not None:
             raise TraceError("--seconds watches an engine that runs; a --record has --last-steps and --steps")
-        return Recording(load(str(args.record)))
+        return Recording(of_replica(load(str(args.record)), args.replica))
     engine = choose_engine(args.port, args.pid)
     if args.seconds is None:
-        return Recording(engine.read_flight())
+        return Recording(of_replica(engine.read_flight(), args.replica))
     print(f"watching {engine.model_name} (pid {engine.pid}) for {args.seconds:g} s", file=sys.stderr, flush=True)
-    return follow(engine.flight_readers(), args.seconds)
+    recording = follow(engine.flight_readers(), args.seconds)
+    return replace(recording, logs=of_replica(recording.logs, args.replica))
 
 
 def _choose(args: argparse.Namespace, recording: "Recording") -> "Steps":

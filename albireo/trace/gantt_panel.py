@@ -17,6 +17,7 @@ COLOURS: Final = {
     Part.FORWARD: "#1f4e9c",
     Part.SAMPLE: "#6f42a8",
     Part.COLLECTIVE: "#111827",
+    Part.SWAP: "#0f766e",
     Part.RECEIVE: "#9ca3af",
     Part.SCHEDULE: "#2e9d57",
     Part.WRITE_PLAN: "#84cc16",

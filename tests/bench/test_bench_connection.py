@@ -65,6 +65,21 @@ def chunked(pieces: list[bytes]) -> bytes:
     return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
 
 
+def test_a_connection_is_closed_when_its_request_is_cancelled_in_the_moment_of_the_answer() -> None:
+    async def receive() -> bool:
+        connection, wire = HttpConnection(), Wire()
+        connection.connection_made(wire)
+        response = asyncio.ensure_future(connection.request(GET, Collected()))
+        await asyncio.sleep(0)
+        connection.data_received(chunked([b"all of it"]))
+        response.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await response
+        return wire.aborted
+
+    assert asyncio.run(receive())
+
+
 @given(pieces=st.lists(st.binary(max_size=30), max_size=6), cuts=st.lists(st.integers(0, 10_000), max_size=12))
 def test_a_chunked_response_is_the_same_wherever_the_wire_splits_it(pieces: list[bytes], cuts: list[int]) -> None:
     async def receive() -> Collected:

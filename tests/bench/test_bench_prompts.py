@@ -24,6 +24,21 @@ def test_a_shared_prefix_comes_before_the_tokens_of_each_prompts_own(kind: str) 
     assert len({tuple(prompt.ids[40:]) for prompt in prompts}) == 6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [9, 511, 512, 513, 1400])
+def test_prompts_of_the_same_blocks_are_the_same_as_far_as_these_go(kind: str, length: int) -> None:
+    maker = PromptMaker(KINDS[kind](), seed=3)
+    one, other = maker.of_blocks([5, 6], length), maker.of_blocks([5, 6], length)
+    assert len(one.ids) == len(other.ids) == length
+    assert one.ids[:1024] == other.ids[:1024]
+    assert (one.ids == other.ids) == (length <= 1024)
+
+
+def test_a_prompt_of_blocks_may_be_as_short_as_any() -> None:
+    maker = PromptMaker(KINDS["byte-level"](), seed=3)
+    assert [len(maker.of_blocks([5], length).ids) for length in range(1, 9)] == list(range(1, 9))
+
+
 def test_prompts_depend_on_the_seed_alone() -> None:
     tokenizer = KINDS["byte-level"]()
     first, again, other = (PromptMaker(tokenizer, seed).make(3, 20, prefix_len=5) for seed in (1, 1, 2))

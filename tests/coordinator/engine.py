@@ -40,7 +40,9 @@ class Engine:
         self.config = config
         self.scheduler = Scheduler(config, num_blocks, EOS, hash_key=b"key")
         self.device = FakeDevice(config, num_blocks)
+        self._num_blocks = num_blocks
         self.requests: dict[int, Expected] = {}
+        self._prompts: dict[int, list[int]] = {}
         self._executed: deque[tuple[np.ndarray, np.ndarray]] = deque()
         ring = PlanRing(config, 1)
         fd = segment.create("plan", ring.geometry.size)
@@ -67,12 +69,45 @@ class Engine:
         )  # fmt: skip
         expected = Expected(request, *reference(prompt, request_id, max_total, () if ignore_eos else EOS, stop))
         self.requests[request_id] = expected
+        self._prompts[request_id] = prompt
         self.scheduler.submit(request)
         return expected
 
     def abort(self, expected: Expected) -> None:
         self.scheduler.abort(expected.request)
         expected.aborted = True
+
+    def lose_devices(self) -> list[Request]:
+        """The workers die with what they have not published, and others come. Returns the suspects."""
+        suspects = self.scheduler.lose_devices()
+        for request in suspects:
+            request.note_crash()
+        self._executed.clear()
+        while self._reader.poll() is not None:
+            self._reader.consume()
+        lateness, self.device = self.device.lateness, FakeDevice(self.config, self._num_blocks)
+        self.device.lateness = lateness
+        self.scheduler.gain_devices(self._num_blocks)
+        return suspects
+
+    def lose_coordinator(self) -> None:
+        """Another takes its place: the workers do what is planned, and the frontends hand over what they hold."""
+        while self.execute():
+            pass
+        self._executed.clear()
+        self.scheduler = Scheduler(self.config, self._num_blocks, EOS, hash_key=b"another")
+        for expected in self.requests.values():
+            if not expected.finished and not expected.aborted:
+                old, num_prompt = expected.request, expected.request.num_prompt_tokens
+                expected.request = Request(
+                    frontend=old.frontend, request_id=old.request_id, sampling=old.sampling,
+                    tokens=np.array([*self._prompts[old.request_id], *expected.received], np.int32),
+                    num_output_tokens=len(expected.received), max_total_tokens=old.max_total_tokens,
+                    num_scored=sum(position < num_prompt for position, _ in expected.scored),
+                    num_admissions=int(old.num_admissions > 0), priority=old.priority, cache_salt=old.cache_salt,
+                    arrival=old.arrival, sample_group=old.sample_group, grammar_handle=old.grammar_handle,
+                )  # fmt: skip
+                self.scheduler.submit(expected.request)
 
     def plan(self) -> bool:
         """Plans one step if run-ahead and the ring allow it."""
@@ -161,6 +196,7 @@ class Engine:
         """What must hold after every step."""
         _scheduler, pool, table = self.scheduler, self.scheduler.pool, self.scheduler.slots
         pool.check_integrity()
+        _scheduler.swap.check_integrity()
         running = table.running()
         assert len(running) == table.num_running <= self.config.num_slots
         held = np.concatenate([table.blocks(request.slot) for request in running] or [np.empty(0, np.int32)])
@@ -183,4 +219,5 @@ class Engine:
                 self._check_logprobs(expected)
         assert self.scheduler.pool.num_used == 0
         assert self.scheduler.slots.num_running == 0
+        assert self.scheduler.swap.pool.num_used == 0
         assert not self.scheduler._results._preempted

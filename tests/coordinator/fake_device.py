@@ -51,6 +51,7 @@ class FakeDevice:
     def __init__(self, config: SchedulerConfig, num_blocks: int) -> None:
         self._block_size = config.block_size
         self._cells = np.zeros((num_blocks, config.block_size), np.int64)
+        self._swapped = np.zeros((config.num_swap_blocks, config.block_size), np.int64)
         self._block_table = np.full((config.num_slots, config.max_blocks_per_seq), -1, np.int32)
         self._rows: list[int] = []
         self._admission: dict[int, np.void] = {}
@@ -68,6 +69,7 @@ class FakeDevice:
         if header["rows_changed"]:
             self._rows = plan.rows[: header["num_rows"]].tolist()
         assert len(self._rows) == header["num_rows"], "the plan's rows are not those last shipped"
+        self._copy_blocks(plan)
         for entry in plan.admissions[: header["num_admissions"]]:
             self._admission[int(entry["slot"])] = entry.copy()
             self._alive[entry["slot"]] = True
@@ -92,6 +94,14 @@ class FakeDevice:
             row["slot"], row["token"], row["finish"] = slot, token, finish
             row["generation"] = self._admission[slot]["generation"]
         return rows, self._records(rows)
+
+    def _copy_blocks(self, plan: PlanSlot) -> None:
+        num_outs, num_ins = int(plan.header["num_swap_outs"][0]), int(plan.header["num_swap_ins"][0])
+        outs, ins = plan.copies[:num_outs], plan.copies[num_outs : num_outs + num_ins]
+        for copies, target in ((outs, "swap_block"), (ins, "kv_block")):
+            assert np.unique(copies[target]).size == copies.size, "two copies have the same target"
+        self._swapped[outs["swap_block"]] = self._cells[outs["kv_block"]]
+        self._cells[ins["kv_block"]] = self._swapped[ins["swap_block"]]
 
     def _score(self, plan: PlanSlot, chunk: np.void, offset: int) -> None:
         """Which prompt tokens the plan wants scored, by its words in layout.CHUNK."""

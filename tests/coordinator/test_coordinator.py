@@ -1,19 +1,16 @@
 """The coordinator actor over real sockets and rings, with the fake device as its worker, in one thread."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-import zmq
-from fake_device import FakeDevice, reference
+from coordinator_harness import EOS, NUM_BLOCKS, SCHEDULER, Harness, outputs
+from fake_device import reference
 
-from albireo import sockets
-from albireo.config import CoordinatorConfig, SchedulerConfig, SegmentFds
-from albireo.coordinator.coordinator import Coordinator, RanksDifferError
-from albireo.coordinator.grammars import NoGrammars
+from albireo.coordinator.coordinator import RanksDifferError
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import (
@@ -22,129 +19,11 @@ from albireo.messages import (
     Rejected,
     SamplingParams,
     Submit,
-    ToFrontend,
     Tokens,
     encode,
-    frontend_decoder,
 )
-from albireo.shm import flight, layout, segment, stats
-from albireo.shm.flight import Part
-from albireo.shm.plan_ring import PlanRing
-from albireo.shm.token_ring import TokenRing
-
-SCHEDULER = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=64, block_size=4)
-EOS = (3, 4)
-NUM_BLOCKS = 20
-
-
-class Harness:
-    """A coordinator, its workers and two frontends' sockets."""
-
-    def __init__(self, run_dir: str, num_workers: int = 1) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        router = self._open(zmq.ROUTER)
-        router.bind(f"ipc://{run_dir}/router.sock")
-        self.frontends = []
-        for index in range(2):
-            dealer = self._open(zmq.DEALER)
-            dealer.setsockopt(zmq.IDENTITY, f"frontend-{index}".encode())
-            dealer.connect(f"ipc://{run_dir}/router.sock")
-            self.frontends.append(dealer)
-        plan_ring, token_ring = PlanRing(SCHEDULER, num_workers), TokenRing(SCHEDULER)
-        token_sizes = [token_ring.geometry.size] * num_workers
-        fds = [segment.create("x", size) for size in (plan_ring.geometry.size, 4096, *token_sizes)]
-        plan_fd, stats_fd, *token_fds = fds
-        plan_ring.initialise(plan_fd)
-        for fd in token_fds:
-            token_ring.initialise(fd)
-        stats.initialise(stats_fd, num_workers)
-        self.stats = stats.EngineStats(stats_fd).engine
-        self._plans = [plan_ring.reader(plan_fd, rank) for rank in range(num_workers)]
-        self._tokens = [token_ring.writer(fd) for fd in token_fds]
-        self._device = FakeDevice(SCHEDULER, NUM_BLOCKS)
-        self._decoder = frontend_decoder()
-        self.now_ns = 1
-        config = CoordinatorConfig(
-            name="coordinator-0", run_dir=run_dir, log_level="info", scheduler=SCHEDULER,
-            segments=SegmentFds(plan_fd, tuple(token_fds), stats_fd), eos_token_ids=EOS, vocab_size=50,
-            num_workers=num_workers,
-        )  # fmt: skip
-        bell = sockets.plan_bell(self._context, run_dir)
-        self._closables: list[Any] = [router, *self.frontends, bell]
-        flight_fd = segment.create("flight", flight.flight_bytes())
-        flight.initialise(flight_fd, "coordinator-0")
-        recorder = flight.FlightRecorder(flight_fd, 0, os.getpid(), lambda: self.now_ns)
-        self.flight = flight.FlightReader(flight_fd)
-        fds.append(flight_fd)
-        self.coordinator = Coordinator(
-            config, Scheduler(SCHEDULER, NUM_BLOCKS, EOS, b"key", num_workers), plan_ring.writer(plan_fd),
-            [token_ring.reader(fd) for fd in token_fds], router, bell, Telemetry(self.stats, recorder), recorder,
-            lambda: self.now_ns, NoGrammars(),
-        )  # fmt: skip
-        for fd in fds:
-            os.close(fd)
-
-    def _open(self, kind: int) -> "zmq.Socket[bytes]":
-        return sockets.open_socket(self._context, kind)
-
-    def close(self) -> None:
-        for closable in self._closables:
-            closable.close()
-        self._context.term()
-
-    def send(self, frontend: int, data: bytes) -> None:
-        self.frontends[frontend].send(data)
-
-    def submit(self, frontend: int, request_id: int, prompt: list[int], max_tokens: int = 5, **sampling: Any) -> None:
-        data = np.array(prompt, np.int32).tobytes()
-        params = SamplingParams(max_tokens=max_tokens, seed=request_id, **sampling)
-        self.send(frontend, encode(Submit(request_id, data, params)))
-
-    def work(self) -> bool:
-        """All ranks' part of one step."""
-        plans = [reader.poll() for reader in self._plans]
-        if plans[0] is None:
-            return False
-        rows, logprobs = self._device.execute(plans[0])
-        for rank in range(len(plans)):
-            self.publish(rank, rows, logprobs)
-        return True
-
-    def publish(self, rank: int, rows: np.ndarray, logprobs: np.ndarray) -> None:
-        """One rank's results of the plan that it polled last."""
-        result = self._tokens[rank].next_slot()
-        result.rows[: rows.size] = rows
-        result.logprobs[: logprobs.size] = logprobs
-        result.header["num_rows"], result.header["num_logprobs"] = rows.size, logprobs.size
-        result.header["begin_ns"], result.header["end_ns"] = self.now_ns, self.now_ns + 1000
-        self.now_ns += 2000
-        self._tokens[rank].publish()
-        self._plans[rank].consume()
-
-    def execute(self) -> tuple[np.ndarray, np.ndarray]:
-        """The results of the next plan, for `publish`."""
-        plans = [reader.poll() for reader in self._plans]
-        assert plans[0] is not None
-        return self._device.execute(plans[0])
-
-    def start(self) -> None:
-        """Until a request runs."""
-        while not self.stats["num_running"][0]:
-            self.coordinator.step()
-
-    def run(self) -> None:
-        """Until nothing moves: a message in a socket counts as moving."""
-        idle = 0
-        while idle < 3:
-            self.coordinator.step()
-            idle = 0 if self.work() or self.coordinator.is_busy else idle + 1
-            self.frontends[0].poll(5)
-
-    def received(self, frontend: int) -> list[ToFrontend]:
-        messages = []
-        while self.frontends[frontend].poll(50):
-            messages.append(self._decoder.decode(self.frontends[frontend].recv()))
-        return messages
+from albireo.shm import layout
+from albireo.shm.flight import Part, Unrecorded
 
 
 @pytest.fixture
@@ -152,18 +31,6 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
     harness = Harness(str(tmp_path))
     yield harness
     harness.close()
-
-
-def outputs(messages: Sequence[ToFrontend]) -> dict[int, tuple[list[int], Finish]]:
-    found: dict[int, tuple[list[int], Finish]] = {}
-    for message in messages:
-        assert isinstance(message, Tokens)
-        ids = np.frombuffer(message.request_ids, np.uint64).tolist()
-        tokens = np.frombuffer(message.token_ids, np.int32).tolist()
-        for request_id, token, finish in zip(ids, tokens, message.finish, strict=True):
-            so_far = found.get(request_id, ([], Finish.NONE))[0]
-            found[request_id] = ([*so_far, token], Finish(finish))
-    return found
 
 
 def test_each_frontend_hears_of_its_own_requests_one_message_a_step(harness: Harness) -> None:
@@ -208,7 +75,7 @@ def test_a_request_that_slipped_through_the_frontend_is_rejected_and_disturbs_no
 def test_garbage_on_the_socket_is_dropped_and_the_rest_goes_on(harness: Harness) -> None:
     for data in (b"", b"\xff\xff", b"\x81\xa4type\xa3Foo", encode(Abort([77]))):
         harness.send(0, data)
-    harness.frontends[0].send_multipart([b"two", b"frames"])
+    harness.send(0, b"two", b"frames")
     stop = encode(Submit(5, b"\1\0\0\0", SamplingParams(max_tokens=1, stop_token_ids=(2**31,))))
     harness.send(0, stop)
     harness.submit(0, 1, [1, 2, 3])
@@ -220,10 +87,7 @@ def test_an_id_that_is_in_use_is_rejected(harness: Harness) -> None:
     harness.submit(0, 1, [1, 2, 3], max_tokens=60, ignore_eos=True)
     harness.submit(0, 1, [1, 2, 3])
     harness.start()
-    for _ in range(1000):  # the two messages may arrive apart
-        if harness.frontends[0].poll(10):
-            break
-        harness.coordinator.step()
+    harness.hear()
     (message,) = [m for m in harness.received(0) if isinstance(m, Rejected)]
     assert message.field == "request_id"
 
@@ -306,15 +170,19 @@ def test_a_step_is_confirmed_when_the_last_rank_has_published_it(two_ranks: Harn
     assert two_ranks.stats["num_running"][0] == 0
 
 
-def test_ranks_that_sampled_different_tokens_end_the_engine(two_ranks: Harness) -> None:
-    two_ranks.submit(0, 7, [1, 2, 3])
-    two_ranks.start()
-    rows, logprobs = two_ranks.execute()
-    two_ranks.publish(0, rows, logprobs)
+@pytest.mark.parametrize("replica", [0, 3])
+def test_ranks_that_sampled_different_tokens_end_the_engine(tmp_path: Path, replica: int) -> None:
+    harness = Harness(str(tmp_path), num_workers=2, replica=replica)
+    harness.submit(0, 7, [1, 2, 3])
+    harness.start()
+    rows, logprobs = harness.execute()
+    harness.publish(0, rows, logprobs)
     rows["token"] += 1
-    two_ranks.publish(1, rows, logprobs)
-    with pytest.raises(RanksDifferError, match="worker-0 and worker-1 sampled different tokens in step 1"):
-        two_ranks.coordinator.step()
+    harness.publish(1, rows, logprobs)
+    names = f"worker-{2 * replica} and worker-{2 * replica + 1}"
+    with pytest.raises(RanksDifferError, match=f"{names} sampled different tokens in step 1"):
+        harness.coordinator.step()
+    harness.close()
 
 
 def test_logprobs_reach_the_requests_that_asked(harness: Harness) -> None:
@@ -335,3 +203,25 @@ def test_logprobs_reach_the_requests_that_asked(harness: Harness) -> None:
         (0, 1): list(enumerate(tokens[0][1][0], 3)),
         (1, 1): [(position, 9) for position in range(1, 40)],
     }
+
+
+def test_what_steps_and_copies_take_is_measured_and_copies_are_counted(tmp_path: Path) -> None:
+    harness = Harness(str(tmp_path), scheduler=msgspec.structs.replace(SCHEDULER, num_swap_blocks=20))
+    for request_id in range(6):
+        harness.submit(0, request_id, [1, 2, 3], 40, ignore_eos=True)
+    harness.run()
+    assert all(finish is Finish.LENGTH for _, finish in outputs(harness.received(0)).values())
+    swap = harness.coordinator._scheduler.swap
+    assert swap.costs._token.ns > 0
+    assert swap.costs._block.ns > 0
+    assert not swap.costs._planned
+    assert harness.stats["swapped_out_blocks"][0] == swap.num_swapped_out > 0
+    assert harness.stats["swapped_in_blocks"][0] == swap.num_swapped_in > 0
+    assert harness.stats["num_swap_blocks_used"][0] == 0
+    before = harness.stats.copy()
+    scheduler = Scheduler(SCHEDULER, NUM_BLOCKS, (), b"key")
+    successor = Telemetry(harness.stats, Unrecorded(), scheduler.counters)
+    successor.publish(1, scheduler, 0, 0, 2)
+    for name in ("swapped_out_blocks", "swapped_in_blocks", "num_preemptions", "generation_tokens"):
+        assert harness.stats[name][0] == before[name][0] > 0, f"{name} begins anew with another coordinator"
+    harness.close()

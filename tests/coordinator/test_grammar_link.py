@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import zmq
 
 from albireo import sockets
-from albireo.coordinator.grammars import Compilation, GrammarLink
-from albireo.coordinator.request import Request
+from albireo.coordinator.grammars import STUCK, Compilation, GrammarLink
+from albireo.coordinator.request import Request, State
 from albireo.messages import (
     Advance,
     Bind,
@@ -38,9 +39,18 @@ class Link:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 0)
         self._address = f"ipc://{run_dir}/grammar.sock"
         self._router.bind(self._address)
-        self.link = GrammarLink(self._router)
+        self.outputs_of: dict[int, list[int]] = {}
+        """By request id: what of its output is confirmed."""
+        self.places: dict[int, tuple[int, int, int]] = {}
+        self.link = GrammarLink(self._router, self)
         self._processes: dict[int, zmq.Socket[bytes]] = {}
         self._decoder = grammar_decoder()
+
+    def outputs(self, request: Request) -> npt.NDArray[np.int32]:
+        return np.array(self.outputs_of.get(request.request_id, []), np.int32)
+
+    def bind_to(self, request: Request) -> tuple[int, int, int] | None:
+        return self.places.get(request.request_id)
 
     def close(self) -> None:
         for socket in (self._router, *self._processes.values()):
@@ -79,6 +89,7 @@ class Link:
         """A request whose grammar is compiled."""
         request = self.submit(number)
         assert self.say(pid, Compiled(request.grammar_handle)) == [Compilation(request, None)]
+        request.state = State.RUNNING
         return request
 
 
@@ -103,10 +114,14 @@ def test_a_refusal_is_the_clients_and_names_its_field(link: Link) -> None:
     assert news == [Compilation(request, "no such rule", True, "structured_outputs.regex")]
 
 
-def test_a_matcher_that_breaks_is_nobodys_fault_but_its_requests_end(link: Link) -> None:
+def test_a_grammar_that_cannot_go_on_is_the_clients_and_the_librarys_words_go_to_the_log(
+    link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
     link.start(100)
-    (news,) = link.say(100, Broken(link.running(100, 1).grammar_handle, "no fuel"))
-    assert news.problem == "the grammar failed: no fuel" and not news.is_clients
+    request = link.running(100, 1)
+    (news,) = link.say(100, Broken(request.grammar_handle, "no fuel at /a/path"))
+    assert news == Compilation(request, STUCK, True, "structured_outputs.regex")
+    assert "no fuel at /a/path" in caplog.text
 
 
 def test_what_comes_for_a_request_that_has_ended_is_ignored(link: Link) -> None:
@@ -157,29 +172,47 @@ def test_confirmed_tokens_go_in_one_message_and_a_step_without_any_sends_none(li
     assert np.frombuffer(advance.token_ids, "<i4").tolist() == [44, 33]
 
 
-@pytest.mark.parametrize("restarts", [True, False])
-def test_when_the_process_dies_its_requests_end_and_later_ones_wait_for_the_next(link: Link, restarts: bool) -> None:
+def test_when_the_process_dies_and_no_other_comes_its_requests_end(link: Link) -> None:
     link.start(100)
-    waiting, running, ended = link.submit(1), link.running(100, 2), link.running(100, 3)
+    link.submit(1), link.running(100, 2)
+    ended = link.running(100, 3)
     link.link.forget([ended])
-    news = link.link.lost(100, restarts)
+    news = link.link.lost(100, restarts=False)
     assert {each.request.request_id for each in news} == {1, 2}
     assert all(each.problem and not each.is_clients for each in news)
-    assert (link.link.refusal is None) == restarts
-    assert waiting.grammar_handle != running.grammar_handle
+    assert link.link.refusal is not None
     later = link.submit(4)
     assert link.start(200) == []
     assert link.link.refusal is None  # whoever comes serves again
     assert link.heard(200, 1) == [Compile(later.grammar_handle, "regex", "ab")]
 
 
+def test_another_process_gets_the_grammars_with_the_output_and_the_requests_go_on(link: Link) -> None:
+    link.start(100)
+    waiting, running = link.submit(1), link.running(100, 2)
+    link.outputs_of[2] = [7, 8]
+    assert link.link.lost(100, restarts=True) == [] and link.link.refusal is None
+    link.outputs_of[2] = [7, 8, 9]  # a step was in flight
+    link.link.confirmed(5, [(running, 9)])
+    assert link.start(200) == []
+    assert link.heard(200, 2) == [
+        Compile(waiting.grammar_handle, "regex", "ab"),
+        Compile(running.grammar_handle, "regex", "ab", output_token_ids=np.array([7, 8], "<i4").tobytes()),
+    ]
+    link.places[2] = (3, 1, 8)
+    assert link.say(200, Compiled(running.grammar_handle)) == []
+    advance, bind = link.heard(200, 2)
+    assert isinstance(advance, Advance) and np.frombuffer(advance.token_ids, "<i4").tolist() == [9]
+    assert bind == Bind(running.grammar_handle, 3, 1, 8)
+    assert link.say(200, Compiled(waiting.grammar_handle)) == [Compilation(waiting, None)]
+
+
 def test_one_that_comes_before_the_death_of_the_last_is_heard_of_takes_its_place(link: Link) -> None:
     link.start(100)
     request = link.running(100, 1)
-    (news,) = link.start(200)
-    assert news.request is request and news.problem
+    assert link.start(200) == []
     assert link.link.lost(100, restarts=True) == []
-    assert link.running(200, 2).grammar_handle > request.grammar_handle
+    assert link.heard(200, 1) == [Compile(request.grammar_handle, "regex", "ab")]
 
 
 def test_the_last_words_of_one_that_died_revive_nobody(link: Link) -> None:

@@ -1,4 +1,5 @@
-"""Random arrivals, aborts, EOS and block exhaustion in any order of planning, executing and confirming."""
+"""Random arrivals, aborts, EOS, block exhaustion, deaths of workers and coordinators in any order of planning,
+executing and confirming."""
 
 from typing import Any
 
@@ -23,14 +24,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         lateness=st.integers(0, 3),
+        num_swap_blocks=st.sampled_from([0, 4, 12, 40]),
     )
     def start(
         self, run_ahead: int, max_num_seqs: int, budget: int, num_blocks: int, caching: bool, policy: SchedulingPolicy,
-        lateness: int,
+        lateness: int, num_swap_blocks: int,
     ) -> None:  # fmt: skip
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_model_len=40, block_size=4,
-            run_ahead=run_ahead, policy=policy, enable_prefix_caching=caching,
+            run_ahead=run_ahead, policy=policy, enable_prefix_caching=caching, num_swap_blocks=num_swap_blocks,
         )  # fmt: skip
         self.engine = Engine(config, num_blocks)
         self.engine.device.lateness = lateness
@@ -66,6 +68,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         live = [expected for expected in self.engine.requests.values() if not expected.finished]
         if live:
             self.engine.abort(live[index % len(live)])
+
+    @rule(dice=st.integers(0, 3))
+    def lose_devices(self, dice: int) -> None:
+        if not dice:  # else nothing would come of anything
+            self.engine.lose_devices()
+
+    @rule(dice=st.integers(0, 3))
+    def lose_coordinator(self, dice: int) -> None:
+        if not dice:
+            self.engine.lose_coordinator()
 
     @rule(times=st.integers(1, 5))
     def plan(self, times: int) -> None:

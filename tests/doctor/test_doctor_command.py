@@ -39,11 +39,23 @@ def test_all_that_is_in_the_way_is_said_at_once_with_exit_code_3() -> None:
     assert text.endswith("✗ a server cannot start like this")
 
 
+def test_a_simulated_device_is_looked_at_as_others() -> None:
+    code, output = doctor("--device", "sim:h100", "-tp", "4")
+    text = " ".join(output.split())
+    assert code == 0
+    assert "on sim:h100" in text
+    assert "decode steps" not in text
+    code, output = doctor("--device", "sim:h101")
+    assert code == 3
+    assert "no preset 'h101'" in " ".join(output.split())
+
+
 def test_a_model_that_is_too_long_for_the_cache_is_a_problem() -> None:
     code, output = doctor("--max-model-len", "100000000")
     assert code == 3
     assert "exceeds the model's" in " ".join(output.split())
 
 
-def test_flags_that_make_no_sense_are_exit_code_2() -> None:
-    assert doctor("-tp", "0")[0] == 2
+@pytest.mark.parametrize("flags", [("-tp", "0"), ("--port", "70000"), ("--port", "-1"), ("--max-model-len", "1")])
+def test_flags_that_make_no_sense_are_exit_code_2(flags: tuple[str, str]) -> None:
+    assert doctor(*flags)[0] == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from albireo.doctor.examine import cuda_fit_checks, gpu_checks, machine_checks, package_checks
+from albireo.doctor.examine import cuda_fit_checks, engine_checks, gpu_checks, machine_checks, package_checks
 from albireo.doctor.fit import GPU_STEP_BYTES, compute_fit
 from albireo.doctor.machine import read_cgroup_limit, read_cpu_quota, read_machine
 from albireo.doctor.probe import Driver, Gpu, Probe
@@ -64,6 +64,25 @@ def test_the_cache_on_the_cpu_is_what_the_plan_says() -> None:
     assert not fit.is_estimate
     two = compute_fit(engine(tensor_parallel_size=2), ())
     assert (two.ranks, two.kv_cache_tokens) == (2, fit.kv_cache_tokens)
+
+
+def test_the_cache_of_ranks_that_hold_the_same_kv_head_is_counted_as_often() -> None:
+    plan = engine(tensor_parallel_size=4, cpu_threads=4)
+    heads = plan.checkpoint.model.num_kv_heads
+    assert heads < 4
+    one, fit = compute_fit(engine(), ()), compute_fit(plan, ())
+    assert fit.kv_bytes_per_token == one.kv_bytes_per_token * 4 // heads
+    assert fit.kv_cache_tokens == plan.kv_cache_bytes * 4 // fit.kv_bytes_per_token
+
+
+def test_the_cache_of_a_simulated_gpu_is_what_its_spec_has_room_for() -> None:
+    plan = engine(device="sim:l40", kv_cache_bytes=None, tensor_parallel_size=2)
+    fit = compute_fit(plan, ())
+    assert (fit.device, fit.ranks, fit.is_estimate) == ("sim:l40", 2, False)
+    assert fit.kv_cache_bytes == 2 * plan.kv_cache_bytes > 60 * GIB
+    slow = probe(fast_attention=False, packs_bf16=False)
+    assert engine_checks(plan, slow, fit, read_machine()) == [], "this CPU runs no model"
+    assert engine_checks(engine(), slow, fit, read_machine())
 
 
 def test_the_cache_on_a_gpu_is_what_weights_others_and_steps_leave() -> None:

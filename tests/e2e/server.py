@@ -70,8 +70,9 @@ class Server:
         return code
 
     def children(self) -> dict[str, int]:
-        """Pids of its processes by name, e.g. `albireo-worker-0`."""
-        return {name: pid for pid, parent, name in processes() if parent == self.process.pid}
+        """Pids of its processes by name, e.g. `albireo-worker-0`, without those that wait for one to die."""
+        own = {name: pid for pid, parent, name in processes() if parent == self.process.pid}
+        return {name: pid for name, pid in own.items() if name.startswith("albireo-") and name != "albireo-spare"}
 
     def metric(self, name: str, **labels: str) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics") as response:

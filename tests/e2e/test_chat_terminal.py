@@ -127,6 +127,7 @@ def test_an_error_of_the_server_is_shown_and_the_conversation_goes_on(server: Se
         typist.sees("cut off")
 
 
+@pytest.mark.slow
 def test_a_chat_of_its_own_server_shows_the_start_and_leaves_nothing_behind() -> None:
     with chatting("--temperature", "0") as typist:
         typist.sees("starting a server, ")

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from server import Server, eventually, processes
@@ -92,12 +94,36 @@ def test_a_signal_ends_both_and_leaves_nothing(server: Server) -> None:
     assert not {pid for pid, _, _ in processes()} & children
 
 
-def test_the_death_of_one_frontend_is_named_and_ends_the_server(server: Server) -> None:
-    children = server.children()
-    os.kill(children["albireo-frontend-1"], signal.SIGKILL)
-    assert server.wait() == 1
-    assert any("frontend-1" in line and "was killed by SIGKILL" in line for line in server.lines)
-    assert eventually(lambda: not {pid for pid, _, _ in processes()} & set(children.values()))
+def test_when_one_frontend_dies_the_others_streams_go_on_and_another_takes_its_place(server: Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+
+    def stream(seed: int, kills: bool = False) -> str | None:
+        """The text, or None if its frontend died."""
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60, max_retries=0)
+        options = {"model": MODEL, "prompt": f"Function {seed}", "max_tokens": 500, "temperature": 0.0}
+        text = ""
+        try:
+            with client.completions.create(**options, stream=True, extra_body={"ignore_eos": True}) as chunks:  # type: ignore[call-overload]
+                for chunk in chunks:
+                    text += chunk.choices[0].text
+                    if kills and len(text) > 40:
+                        kills = False
+                        (victim,) = [pid for pid in frontends(server)[:1] if num_connections(pid, port) >= 0]
+                        os.kill(victim, signal.SIGKILL)
+        except (openai.APIConnectionError, httpx.RemoteProtocolError):
+            return None
+        return text
+
+    expected = [stream(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(stream, range(8), [True] + [False] * 7))
+    survivors = [seed for seed, text in enumerate(texts) if text is not None]
+    assert survivors, "every stream was one frontend's"
+    assert [texts[seed] for seed in survivors] == [expected[seed] for seed in survivors]
+    assert any("frontend-0" in line and "was killed by SIGKILL" in line for line in server.lines)
+    assert eventually(lambda: len(frontends(server)) == 2)
+    assert eventually(lambda: server.metric("albireo:num_requests_running") == 0)
+    ask(server)
 
 
 @pytest.mark.parametrize("number", ["0", "17"])

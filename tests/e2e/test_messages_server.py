@@ -105,7 +105,7 @@ def test_a_tool_is_used_and_its_result_taken(client: Anthropic) -> None:
         ({"messages": [{"role": "user", "content": [
             {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]}, "messages[0].content[0]"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "tool_choice.function.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "tool_choice.name"),
         ({"tools": [TOOL]}, "tool_choice"),
         ({"extra_body": {"mcp_servers": [{}]}}, "mcp_servers"),
         ({"extra_body": {"nothing": 1}}, "nothing"),

@@ -196,7 +196,7 @@ def test_hidden_and_exposed_time_is_what_trace_says(page: Page) -> None:
         worker.record(Part.RESULT_WRITE, step, at_ns + 900_000, at_ns + 940_000)
         coordinator.record(Part.CONFIRM, step, at_ns + 850_000, at_ns + 970_000)
         frontend.record(Part.SEND, step, at_ns + 300_000, at_ns + 500_000)
-    snapshots = Snapshots(np.zeros(1, ENGINE_STATS), fds, lambda: NUM_STEPS * 1_000_000 + 2_000_000)
+    snapshots = Snapshots([np.zeros(1, ENGINE_STATS)], fds, lambda: NUM_STEPS * 1_000_000 + 2_000_000)
     told = [msgspec.to_builtins(each) for each in (description("m", 0.2, list(names)), snapshots.event())]
     shown = page.browser.execute_async_script(OVERLAP, *told)
     logs = [flight.FlightReader(fd).read() for fd in fds]

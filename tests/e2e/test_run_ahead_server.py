@@ -7,7 +7,7 @@ import openai
 import pytest
 from server import Server, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -41,7 +41,9 @@ def run(run_ahead: int, *arguments: str, preempts: bool = False) -> list[tuple[s
     with Server("--dtype", "float32", "--run-ahead", str(run_ahead), *arguments) as server:
         answers = generate(server)
         assert (server.metric("albireo:num_preemptions_total") > 0) == preempts
+        assert (server.metric("albireo:swapped_in_blocks_total") > 0) == ("--swap-space" in arguments)
         assert eventually(lambda: server.metric("albireo:kv_cache_usage_perc") == 0)
+        assert server.metric("albireo:cpu_cache_usage_perc") == 0
     return answers
 
 
@@ -54,4 +56,8 @@ def test_tokens_are_the_same_for_every_run_ahead_on_real_processes() -> None:
     assert any(stop.startswith("'") for _, stop in reasons), "no sequence ended by a stop string"
     for run_ahead in (1, 2, 4):
         assert run(run_ahead) == synchronous
-    assert run(2, "--kv-cache-bytes", "4M", "--max-model-len", "512", preempts=True) == synchronous
+    little = ("--kv-cache-bytes", "4M", "--max-model-len", "512")
+    assert run(2, *little, preempts=True) == synchronous
+    swapping = ("--swap-space", "0.02", "--no-enable-prefix-caching")
+    assert run(2, *little, *swapping, preempts=True) == synchronous
+    assert run(0, *little, *swapping, "-tp", "2", preempts=True) == synchronous

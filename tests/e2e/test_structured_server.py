@@ -29,7 +29,7 @@ AS_PERSON = {"response_format": {"type": "json_schema", "json_schema": {"name": 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--kv-cache-bytes", "64M", "--run-ahead", "2") as server:
+    with Server("--kv-cache-bytes", "64M", "--run-ahead", "2", "--dtype", "float32") as server:
         yield server
 
 
@@ -84,15 +84,18 @@ def test_streams_without_a_grammar_give_the_same_beside_those_with_one(server: S
             jsonschema.validate(json.loads(other.result()[0]), PERSON)
 
 
-def test_when_the_grammar_process_dies_only_its_requests_do_and_another_takes_its_place(server: Server) -> None:
-    endless = {"structured_outputs": {"regex": "[a-z]{5000}"}, "max_tokens": 1500}
+@pytest.mark.slow
+def test_when_the_grammar_process_dies_another_takes_its_place_and_its_requests_go_on(server: Server) -> None:
+    endless = {"structured_outputs": {"regex": "[a-z]{5000}"}, "max_tokens": 1500, "seed": 8}
+    undisturbed = output(server, **endless)
     plain = {"seed": 6, "max_tokens": 1000, "ignore_eos": True}
     with ThreadPoolExecutor(2) as pool:
         constrained, free = pool.submit(post, server, **endless), pool.submit(post, server, **plain)
         running = 'albireo:num_requests_running{engine="0",model_name="albireo-demo"} 2.0'
         assert eventually(lambda: running in httpx.get(server.url + "/metrics").text)
         os.kill(server.children()["albireo-grammar-0"], signal.SIGKILL)
-        assert constrained.result().status_code == 500
+        choice = constrained.result().json()["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == undisturbed
         assert free.result().json()["usage"]["completion_tokens"] == 1000
     assert eventually(lambda: post(server, **AS_PERSON).status_code == 200)
     assert any("albireo-" not in line and "grammar-0" in line and "SIGKILL" in line for line in server.lines)
@@ -108,6 +111,6 @@ def test_a_grammar_process_that_dies_again_and_again_is_left_alone_for_a_minute(
             assert eventually(lambda n=number: sum("SIGKILL" in line for line in server.lines) == n)
         assert "albireo-grammar-0" not in server.children()
         refused = post(server, **AS_PERSON)
-        assert refused.status_code == 400 and "has died" in refused.json()["error"]["message"]
+        assert refused.status_code == 503 and "has died" in refused.json()["error"]["message"]
         assert post(server).status_code == 200
         assert eventually(lambda: post(server, **AS_PERSON).status_code == 200, timeout_s=90)

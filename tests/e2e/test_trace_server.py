@@ -88,6 +88,7 @@ def test_watching_for_a_time_shows_the_steps_of_that_time(environment: dict[str,
     assert int(first[1]) >= 10
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_a_record_that_trace_reads(environment: dict[str, str], tmp_path: Path) -> None:
     with Server("--kv-cache-bytes", "16M", env=environment) as server:
         complete(server)
@@ -99,7 +100,6 @@ def test_a_killed_worker_leaves_a_record_that_trace_reads(environment: dict[str,
             response.readline()
             os.kill(server.children()["albireo-worker-0"], signal.SIGKILL)
             response.read()
-        assert server.wait() == 1
     (hint,) = [line for line in server.lines if "albireo-run trace --record" in line]
     path = hint.rpartition("--record ")[2]
     assert Path(path).parent == tmp_path / "state"

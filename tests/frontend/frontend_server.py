@@ -13,6 +13,7 @@ import numpy as np
 import uvloop
 import zmq
 from fakes import FakeCoordinator, FakeSupervisor, Reply
+from shared_routes import new_routes
 
 from albireo import sockets
 from albireo.checkpoint import GenerationDefaults, ModelConfig, RopeConfig
@@ -116,7 +117,17 @@ class FrontendServer:
         counts = np.zeros(1, REQUEST_COUNTS)
 
         async def run() -> None:
-            await serve(config, TextModel(config), self.stats, counts, context, control, asyncio.Event(), Unrecorded())
+            await serve(
+                config,
+                TextModel(config),
+                [self.stats],
+                counts,
+                new_routes(1)[0],
+                context,
+                control,
+                asyncio.Event(),
+                Unrecorded(),
+            )
 
         try:
             uvloop.run(run())

@@ -1,173 +1,27 @@
 """The engine link: exactly one terminal event per request, and one request's trouble is no other's."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import zmq
-from fakes import logprob_records
+from engine_scene import PROMPT, Engine, Letters, Log, Notes, Scene, new_client, play_scene
 
-from albireo import sockets
 from albireo.errors import InternalError, UnavailableError
-from albireo.frontend.detokenizer import Detokenizer
-from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
-from albireo.frontend.request_metrics import RequestMetrics
-from albireo.frontend.stop_strings import StopStrings
 from albireo.frontend.token_scores import TokenScores
-from albireo.messages import (
-    Abort,
-    Admitted,
-    Finish,
-    Rejected,
-    SamplingParams,
-    Submit,
-    Tokens,
-    coordinator_decoder,
-    encode,
-)
-from albireo.shm.flight import Part, Unrecorded
+from albireo.messages import Abort, Admitted, Finish, Rejected, Resumed, SamplingParams, Submit, Tokens
+from albireo.shm.flight import Part
 from albireo.shm.layout import REQUEST_COUNTS
 
-
-class Letters(Detokenizer):
-    """Token 0 is `a`; 99 cannot be decoded."""
-
-    def __init__(self) -> None:
-        pass
-
-    def feed(self, token_id: int) -> str:
-        if token_id == 99:
-            raise RuntimeError("a bug")
-        return chr(ord("a") + token_id)
-
-    def flush(self) -> str:
-        return ""
-
-
-class Log:
-    """A listener that notes how often it is told of an end, and when it is flushed."""
-
-    def __init__(self) -> None:
-        self.ends = 0
-        self.calls = 0
-        self.calls_at_flush: list[int] = []
-
-    def on_output(self, generation: Generation, num_chars: int) -> None:
-        self.calls += 1
-        self.ends += generation.ended
-
-    def flush(self) -> None:
-        self.calls_at_flush.append(self.calls)
-
-
-class Notes(Unrecorded):
-    """A flight recorder that keeps what it is told in a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[tuple[Part, int, int]] = []
-
-    def start(self, step: int, num_rows: int = 0) -> int:
-        self.step, self.num_rows = step, num_rows
-        return 0
-
-    def mark(self, part: Part) -> int:
-        self.record(part, self.step, 0, 0, self.num_rows)
-        return 0
-
-    def record(self, part: Part, step: int, begin_ns: int, end_ns: int, num_rows: int = 0) -> None:
-        self.parts.append((part, step, num_rows))
-
-
-class Engine:
-    """A client, and the coordinator's end of its socket."""
-
-    def __init__(self, client: EngineClient, router: "zmq.Socket[bytes]", counts: npt.NDArray[Any]) -> None:
-        """`counts`: REQUEST_COUNTS[1]."""
-        self.client = client
-        self.counts = counts
-        self.router = router
-        self.recorder = Notes()
-        self.failures: list[Exception] = []
-
-    def submit(self, *stops: str, scores: TokenScores | None = None, min_tokens: int = 0) -> tuple[Generation, Log]:
-        log = Log()
-        watcher = StopStrings(stops, include_in_output=False) if stops else None
-        generation = Generation(0, 1, Letters(), watcher, log, scores=scores, min_tokens=min_tokens)
-        self.client.submit(generation, [1], SamplingParams(max_tokens=10), 0, "")
-        return generation, log
-
-    async def heard(self) -> list[Submit | Abort]:
-        """What the coordinator has been sent."""
-        await asyncio.sleep(0.05)
-        messages = []
-        while self.router.poll(0):
-            self.identity, data = self.router.recv_multipart()
-            messages.append(coordinator_decoder().decode(data))
-        return messages
-
-    async def say(self, message: Tokens | Rejected) -> None:
-        await self.heard() if not hasattr(self, "identity") else None
-        self.router.send_multipart([self.identity, encode(message)])
-        await asyncio.sleep(0.05)
-
-    async def step(
-        self,
-        *rows: tuple[Generation, int, Finish],
-        admitted: tuple[Admitted, ...] = (),
-        scored: tuple[tuple[int, int], ...] = (),
-    ) -> None:
-        """`scored`: request id and position of each log-probability."""
-        await self.say(
-            Tokens(
-                step=1,
-                request_ids=np.array([row[0].request_id for row in rows], "<u8").tobytes(),
-                token_ids=np.array([row[1] for row in rows], "<i4").tobytes(),
-                finish=np.array([row[2] for row in rows], "u1").tobytes(),
-                admitted=list(admitted),
-                logprob_request_ids=np.array([id_ for id_, _ in scored], "<u8").tobytes(),
-                logprobs=logprob_records([position for _, position in scored], [7] * len(scored), 0).tobytes(),
-            )
-        )
+Play = Callable[[Scene], None]
 
 
 @pytest.fixture
-def play(run_dir: Path) -> Callable[[Callable[[Engine], Coroutine[Any, Any, None]]], None]:
+def play(run_dir: Path) -> Play:
     """Runs a scene with an engine link of its own."""
-
-    def run(scene: Callable[[Engine], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            router, dealer = sockets.open_socket(context, zmq.ROUTER), sockets.open_socket(context, zmq.DEALER)
-            router.bind(sockets.coordinator_address(str(run_dir)))
-            dealer.connect(sockets.coordinator_address(str(run_dir)))
-            failures: list[Exception] = []
-            loop = asyncio.get_running_loop()
-            notes = Notes()
-            counts = np.zeros(1, REQUEST_COUNTS)
-            client = EngineClient(loop, dealer, RequestMetrics(counts, 0), notes, lambda: 1, failures.append)
-            engine = Engine(client, router, counts)
-            engine.failures = failures
-            engine.recorder = notes
-            try:
-                await scene(engine)
-            finally:
-                client.close()
-                router.close()
-                dealer.close()
-                context.term()
-
-        asyncio.run(main())
-
-    return run
-
-
-Play = Callable[[Callable[[Engine], Coroutine[Any, Any, None]]], None]
+    return lambda scene: play_scene(run_dir, scene)
 
 
 def test_a_request_ends_once_and_later_rows_are_dropped(play: Play) -> None:
@@ -259,8 +113,7 @@ def test_a_message_of_another_kind_is_a_failure_of_the_link(play: Play) -> None:
     async def scene(engine: Engine) -> None:
         engine.submit()
         await engine.heard()
-        engine.router.send_multipart([engine.identity, encode(Abort([1]))])
-        await asyncio.sleep(0.05)
+        await engine.say(Abort([1]))
         assert len(engine.failures) == 1
 
     play(scene)
@@ -330,7 +183,7 @@ def test_a_step_is_fed_as_a_whole_before_anything_is_written(play: Play) -> None
         log = Log()
         generations = [Generation(index, 1, Letters(), None, log) for index in range(3)]
         for generation in generations:
-            engine.client.submit(generation, [1], SamplingParams(max_tokens=10), 0, "")
+            engine.client.submit(generation, PROMPT, SamplingParams(max_tokens=10), 0, "")
         await engine.step(*((generation, 0, Finish.NONE) for generation in generations))
         assert log.calls_at_flush == [3]
 
@@ -363,9 +216,54 @@ def test_a_burst_of_messages_is_read_to_its_end(play: Play) -> None:
         generation, log = engine.submit()
         await engine.heard()
         frame = Tokens(1, np.array([1], "<u8").tobytes(), np.array([0], "<i4").tobytes(), b"\0")
-        for _ in range(1000):
-            engine.router.send_multipart([engine.identity, encode(frame)])
-        await asyncio.sleep(0.3)
+        await engine.say(*[frame] * 1000)
         assert generation.num_tokens == log.calls == 1000
 
     play(scene)
+
+
+def test_another_coordinator_gets_what_lives_with_its_tokens_and_the_text_goes_on(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        first, _ = engine.submit()
+        ended, _ = engine.submit()
+        waiting, _ = engine.submit()
+        admitted = tuple(Admitted(each.request_id, 0) for each in (first, ended))
+        await engine.step((first, 0, Finish.NONE), (ended, 0, Finish.LENGTH), admitted=admitted)
+        await engine.step((first, 1, Finish.NONE))
+        engine.replace()
+        again = await engine.heard()
+        assert [message.request_id for message in again if isinstance(message, Submit)] == [
+            first.request_id, waiting.request_id,
+        ]  # fmt: skip
+        assert isinstance(again[0], Submit) and isinstance(again[1], Submit)
+        assert np.frombuffer(again[0].prompt_token_ids, "<i4").tolist() == [1, 0, 1]
+        assert again[0].resumed == Resumed(2) and again[1].resumed is None
+        await engine.step((first, 2, Finish.LENGTH))
+        assert (first.take()[0], first.finish_reason, first.num_tokens) == ("abc", "length", 3)
+
+    play(scene)
+
+
+def test_another_coordinator_is_told_how_much_of_a_prompt_is_scored(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        scores = TokenScores(1, scores_prompt=True)
+        generation, _ = engine.submit(scores=scores)
+        await engine.step(
+            (generation, 0, Finish.NONE), admitted=(Admitted(generation.request_id, 0),),
+            scored=((generation.request_id, 0), (generation.request_id, 1)),
+        )  # fmt: skip
+        engine.replace()
+        (again,) = await engine.heard()
+        assert isinstance(again, Submit) and again.resumed == Resumed(1, 1)
+
+    play(scene)
+
+
+def test_without_a_coordinator_a_request_is_told_to_come_back() -> None:
+    async def scene() -> None:
+        client = new_client(Notes(), print, np.zeros(1, REQUEST_COUNTS))
+        with pytest.raises(UnavailableError):
+            client.submit(Generation(0, 1, Letters(), None, Log()), PROMPT, SamplingParams(max_tokens=10), 0, "")
+        assert client.num_live == 0
+
+    asyncio.run(scene())

@@ -45,7 +45,7 @@ def recorders(fds: dict[str, int]) -> dict[str, FlightRecorder]:
 
 @pytest.fixture
 def snapshots(fds: dict[str, int]) -> Snapshots:
-    return Snapshots(np.zeros(1, ENGINE_STATS), fds.values(), lambda: NOW_NS)
+    return Snapshots([np.zeros(1, ENGINE_STATS)], fds.values(), lambda: NOW_NS)
 
 
 def rows(snapshots: Snapshots) -> dict[str, list[tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from frontend_server import NAME, frontend_config
 
 from albireo.config import SegmentFds, encode_config
 from albireo.messages import EngineReady, Fatal, Ready
-from albireo.shm import flight, request_counts, segment
+from albireo.shm import flight, request_counts, routes, segment
 from albireo.shm.stats import initialise, stats_bytes
 
 
@@ -33,16 +33,18 @@ class Process:
         flight.initialise(flight_fd, NAME)
         requests_fd = segment.create("requests", request_counts.request_counts_bytes(1))
         request_counts.initialise(requests_fd, 1)
-        segments = SegmentFds(-1, (), stats_fd, requests=requests_fd, flight={NAME: flight_fd})
+        routes_fd = segment.create("routes", routes.routes_bytes(1))
+        routes.initialise(routes_fd, 1)
+        segments = SegmentFds(-1, (), stats_fd, requests=requests_fd, routes=routes_fd, flight={NAME: flight_fd})
         config = frontend_config(
             run_dir, tokenizer_path, self.listener.fileno(), stats_fd, segments=segments, **changes
         )
         self.child = subprocess.Popen(
             [sys.executable, "-m", "albireo.frontend"],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE,
-            pass_fds=(self.listener.fileno(), stats_fd, flight_fd, requests_fd),
+            pass_fds=(self.listener.fileno(), stats_fd, flight_fd, requests_fd, routes_fd),
         )  # fmt: skip
-        for fd in (stats_fd, flight_fd, requests_fd):
+        for fd in (stats_fd, flight_fd, requests_fd, routes_fd):
             os.close(fd)
         assert self.child.stdin is not None
         self.child.stdin.write(encode_config(config))

@@ -28,7 +28,7 @@ class Engine:
         self.records = np.zeros(2, layout.DEVICE_USE)
         self.now_ns = FULL.read_ns
         self._registry = CollectorRegistry()
-        self._registry.register(GpuMetrics("m", self.records, lambda: self.now_ns))
+        self._registry.register(GpuMetrics(("m", "0"), self.records, lambda: self.now_ns))
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()
@@ -86,6 +86,14 @@ def test_a_gpu_that_is_lost_keeps_its_busy_time_only(engine: Engine) -> None:
     use.write(FULL)
     use.write(Reading(FULL.read_ns + 1, None, None, None, None))
     assert engine.shown() == {"gpu_busy_seconds_total": {0: 0.0}}
+
+
+def test_what_a_simulator_says_is_labelled(engine: Engine) -> None:
+    for rank in range(2):
+        DeviceUse(engine.records[rank : rank + 1], is_simulated=True).write(FULL)
+    lines = [line for line in engine.text().splitlines() if not line.startswith("#")]
+    assert len(lines) == 12
+    assert all('simulated="true"' in line for line in lines)
 
 
 def test_gauges_of_an_old_reading_are_gone_and_counters_stand(engine: Engine) -> None:

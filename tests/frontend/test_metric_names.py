@@ -12,10 +12,16 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 USUAL = {"model_name", "engine"}
-GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "run_ahead_depth")
+GAUGES = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "cpu_cache_usage_perc",
+    "run_ahead_depth",
+)
 COUNTERS = (
     "prefix_cache_queries", "prefix_cache_hits", "prompt_tokens", "prompt_tokens_cached", "generation_tokens",
-    "num_preemptions", "step_device_seconds", "step_exposed_seconds",
+    "num_preemptions", "swapped_out_blocks", "swapped_in_blocks", "step_device_seconds", "step_exposed_seconds",
 )  # fmt: skip
 HISTOGRAMS = (
     "iteration_tokens_total", "time_to_first_token_seconds", "inter_token_latency_seconds",
@@ -76,7 +82,7 @@ def test_the_cache_s_settings_are_labels(server: FrontendServer) -> None:
     server.stats["num_blocks"] = 100
     (sample,) = families(server)["albireo:cache_config_info"].samples
     assert sample.value == 1
-    settings = {"block_size": "16", "num_gpu_blocks": "100", "enable_prefix_caching": "True"}
+    settings = {"block_size": "16", "num_gpu_blocks": "100", "num_cpu_blocks": "0", "enable_prefix_caching": "True"}
     assert {name: sample.labels[name] for name in settings} == settings
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +13,10 @@ from fakes import tokens_reply
 from frontend_server import MODEL, FrontendServer
 from openai import OpenAI
 from tokenizers import Tokenizer
+
+from albireo.frontend.message_parsing import message_parsing
+from albireo.frontend.message_parts import ReasoningPart, TextPart
+from albireo.frontend.requests import ChatMessage, ChatRequest
 
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"word": "fox"}}\n</tool_call>'
 TEXT = f"<think>The fox?\nYes.</think>\n\nHello world. {CALL}"
@@ -66,6 +71,22 @@ def test_no_tools_are_looked_for_where_none_may_be_called(client: OpenAI) -> Non
     assert message.content == f"Hello world. {CALL}" and not message.tool_calls
 
 
+def test_a_call_of_what_is_no_tool_is_text(client: OpenAI) -> None:
+    other: Any = {"type": "function", "function": {"name": "other"}}
+    message: Any = client.chat.completions.create(**CHAT | {"tools": [other]}).choices[0].message
+    assert message.content == f"Hello world. {CALL}" and not message.tool_calls
+
+
+@pytest.mark.parametrize(
+    "constraint", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a+"}}]
+)
+def test_no_tools_are_looked_for_in_what_a_grammar_constrains(client: OpenAI, constraint: dict[str, Any]) -> None:
+    choice: Any = client.chat.completions.create(**CHAT, extra_body=constraint).choices[0]
+    assert choice.message.reasoning_content == "The fox?\nYes."
+    assert choice.message.content == f"Hello world. {CALL}" and not choice.message.tool_calls
+    assert choice.finish_reason == "stop"
+
+
 def test_a_response_has_them_as_items(client: OpenAI) -> None:
     tool: Any = {"type": "function", **TOOL["function"]}
     fields: Any = {"model": MODEL, "input": "Hello", "max_output_tokens": 200, "tools": [tool]}
@@ -75,7 +96,6 @@ def test_a_response_has_them_as_items(client: OpenAI) -> None:
     assert thought["content"][0]["text"] == "The fox?\nYes."
     assert message["content"][0]["text"].strip() == "Hello world."
     assert (call["name"], json.loads(call["arguments"])) == ("look_up", {"word": "fox"})
-    assert response.usage and response.usage.output_tokens_details.reasoning_tokens > 0
     with client.responses.stream(**fields) as stream:
         final = stream.get_final_response()
     texts = [(item.type, item.model_dump(exclude={"id", "call_id"})) for item in final.output]
@@ -83,6 +103,34 @@ def test_a_response_has_them_as_items(client: OpenAI) -> None:
     assert [each[0] for each in texts] == [each[0] for each in whole]
     assert texts[1][1]["content"][0]["text"] == whole[1][1]["content"][0]["text"]
     assert texts[2][1]["arguments"] == whole[2][1]["arguments"]
+
+
+def test_a_response_counts_the_tokens_of_its_reasoning(client: OpenAI, tokenizer: Tokenizer) -> None:
+    thought = len(tokenizer.encode("<think>The fox?\nYes.").ids)
+    for num_tokens, counted in ((200, thought), (thought - 1, thought - 1), (thought + 1, thought)):
+        fields: Any = {"model": MODEL, "input": "Hello", "max_output_tokens": num_tokens}
+        whole = client.responses.create(**fields)
+        *_, last = client.responses.create(**fields, stream=True)
+        for response in (whole, last.response):
+            assert response.usage and response.usage.output_tokens_details.reasoning_tokens == counted
+
+
+def test_a_response_s_logprobs_are_those_of_its_text(client: OpenAI) -> None:
+    tool: Any = {"type": "function", **TOOL["function"]}
+    fields: Any = {
+        "model": MODEL, "input": "Hello", "max_output_tokens": 200, "tools": [tool], "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"],
+    }  # fmt: skip
+    whole: Any = client.responses.create(**fields).output[1]
+    (part,) = whole.content
+    assert "".join(entry.token for entry in part.logprobs).strip() == part.text.strip() == "Hello world."
+    assert all(len(entry.top_logprobs) == 1 for entry in part.logprobs)
+    events: list[Any] = list(client.responses.create(**fields, stream=True))
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    (done,) = (event for event in events if event.type == "response.output_text.done")
+    for entries in ([entry for event in deltas for entry in event.logprobs], done.logprobs):
+        assert [entry.token for entry in entries] == [entry.token for entry in part.logprobs]
+        assert [entry.logprob for entry in entries] == [entry.logprob for entry in part.logprobs]
 
 
 def test_a_message_has_them_as_blocks(server: FrontendServer) -> None:
@@ -109,8 +157,37 @@ def test_a_grammar_begins_behind_the_reasoning(server: FrontendServer) -> None:
     ):
         assert httpx.post(server.url + "/v1/chat/completions", json=body | extra).status_code == 200
         grammar = server.coordinator.submits[-1].grammar
-        assert grammar is not None and grammar.after == "</think>"
+        assert grammar is not None and (grammar.after, grammar.opened_by) == ("</think>", "<think>")
     completion = {"prompt": "Hello", "structured_outputs": {"regex": "a+"}}
     assert httpx.post(server.url + "/v1/completions", json=completion).status_code == 200
     grammar = server.coordinator.submits[-1].grammar
     assert grammar is not None and grammar.after == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Let me", ("</think>", "<think>")),
+        ("<think>Hm", ("</think>", "")),
+        ("<think>Hm</think>", ("", "")),
+        ("<think>Hm</think> So " + "a" * 70, ("", "")),
+    ],
+)
+def test_a_message_that_is_continued_says_how_far_its_reasoning_is(
+    server: FrontendServer, text: str, expected: tuple[str, str]
+) -> None:
+    messages = [*CHAT["messages"], {"role": "assistant", "content": text}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 9, "response_format": {"type": "json_object"}}
+    body |= {"continue_final_message": True, "add_generation_prompt": False}
+    assert httpx.post(server.url + "/v1/chat/completions", json=body).status_code == 200
+    grammar = server.coordinator.submits[-1].grammar
+    assert grammar is not None and (grammar.after, grammar.opened_by) == expected
+
+
+def test_deepseek_s_reasoning_begins_in_the_prompt_unless_a_message_is_continued() -> None:
+    request = ChatRequest(messages=[ChatMessage("user", "Hello")])
+    config: Any = SimpleNamespace(reasoning_parser="deepseek_r1")
+    for continues, part in ((False, ReasoningPart("a")), (True, TextPart("a"))):
+        request.continue_final_message = continues
+        parsing = message_parsing(request, config, "So")
+        assert parsing is not None and parsing.make().feed("a") == [part]

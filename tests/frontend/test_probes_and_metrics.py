@@ -62,14 +62,15 @@ def test_metrics_show_the_engine_s_record(server: FrontendServer) -> None:
     engine = {
         "num_running": 3, "num_waiting": 4, "num_blocks": 100, "num_blocks_used": 25, "prompt_tokens": 1000,
         "generation_tokens": 500, "prefix_cache_queries": 70, "prefix_cache_hits": 30, "num_preemptions": 2,
-        "step_device_ns": 1_500_000_000,
+        "step_device_ns": 1_500_000_000, "swapped_out_blocks": 8, "swapped_in_blocks": 6,
     }  # fmt: skip
     for name, value in engine.items():
         server.stats[name] = value
     shown = {
         "num_requests_running": 3, "num_requests_waiting": 4, "kv_cache_usage_perc": 0.25, "prompt_tokens_total": 1000,
         "generation_tokens_total": 500, "prefix_cache_queries_total": 70, "prefix_cache_hits_total": 30,
-        "num_preemptions_total": 2, "step_device_seconds_total": 1.5,
+        "num_preemptions_total": 2, "swapped_out_blocks_total": 8, "swapped_in_blocks_total": 6,
+        "step_device_seconds_total": 1.5,
     }  # fmt: skip
     assert {name: metric(server, name) for name in shown} == shown
 

@@ -106,6 +106,56 @@ def test_a_client_that_lags_gets_all_of_its_text_in_fewer_pieces(
         assert not server.coordinator.aborted
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_takes_nothing_of_a_complete_answer_is_cut_off(
+    tokenizer_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(limits, "MAX_STREAM_BACKLOG_BYTES", 2**30)
+    monkeypatch.setattr(limits, "STALLED_TIMEOUT_S", 1.5)
+    with (
+        FrontendServer(run_dir, long_token_path(tokenizer_path, run_dir), endless_reply([402])) as server,
+        socket.socket() as stalled,
+    ):
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.settimeout(10)
+        stalled.connect(("127.0.0.1", server.port))
+        stalled.sendall(request_bytes(stream=stream, prompt=["x"] * 8, max_tokens=240))
+        wait_for(lambda: len(server.coordinator.submits) == 8)
+        wait_for(lambda: not server.coordinator.live, timeout_s=20)
+        wait_for(lambda: num_connections(server) == 0, timeout_s=10)
+        received = 0
+        while data := read_some(stalled):
+            received += len(data)
+        assert received < 500_000
+
+
+def test_a_client_that_lags_is_not_stalled(
+    tokenizer_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STALLED_TIMEOUT_S", 1.5)
+    with (
+        FrontendServer(run_dir, long_token_path(tokenizer_path, run_dir), endless_reply([402])) as server,
+        socket.socket() as lagging,
+    ):
+        lagging.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        lagging.settimeout(10)
+        lagging.connect(("127.0.0.1", server.port))
+        lagging.sendall(request_bytes(prompt=["x"] * 2, max_tokens=240))
+        pieces = [b""]
+        while not pieces[-1].endswith(b"}}}"):
+            time.sleep(0.05)  # four seconds in all
+            pieces.append(lagging.recv(24_000))
+            assert pieces[-1], "the connection was closed"
+        assert len(b"".join(pieces)) > 2 * 240 * 4000
+
+
+def num_connections(server: FrontendServer) -> int:
+    """Established ones, as the kernel has them, from the server's side."""
+    lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    local = f":{server.port:04X}"
+    return sum(fields[1].endswith(local) and fields[3] == "01" for fields in map(str.split, lines))
+
+
 def test_a_bug_in_the_middle_of_a_stream_ends_that_stream_alone(
     server: FrontendServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

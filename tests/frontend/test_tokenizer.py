@@ -53,6 +53,14 @@ def test_what_looks_like_a_control_token_is_text(tmp_path_factory: pytest.TempPa
         assert decoded == "x" + "".join(parts)
 
 
+def test_without_special_tokens_a_prompt_has_none_typed_or_not_and_the_same_bound(folder: Path) -> None:
+    text = "Hello <s>world</s><|im_end|>"
+    ids = load(folder).encode_prompt(text, "prompt", add_special_tokens=False)
+    assert load(folder).control.ids.isdisjoint(ids)
+    with pytest.raises(RequestError, match="more than the context can hold"):
+        load(folder, max_tokens=2).encode_prompt(text * 100, "prompt", add_special_tokens=False)
+
+
 def test_a_bos_that_only_the_config_asks_for_is_put_first(tmp_path: Path) -> None:
     config: Any = {"add_bos_token": True, "bos_token": {"content": "<|endoftext|>", "special": True}}
     plain = load(tokenizer_files.write(tmp_path / "plain", tokenizer_files.byte_level()))

@@ -15,7 +15,8 @@ from albireo.checkpoint import read_checkpoint
 from albireo.config import SchedulerConfig, SegmentFds, WorkerConfig
 from albireo.coordinator.request import Request
 from albireo.coordinator.scheduler import Scheduler
-from albireo.gpu_worker.null_device import FIRST_TOKEN, NUM_TOKENS, NullDevice, next_tokens
+from albireo.gpu_worker.null_device import NullDevice
+from albireo.gpu_worker.token_rule import FIRST_TOKEN, NUM_TOKENS, next_tokens
 from albireo.messages import Finish, SamplingParams
 from albireo.serve import DEMO_MODEL
 from albireo.shm import segment

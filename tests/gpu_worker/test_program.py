@@ -30,6 +30,9 @@ from albireo.gpu_worker.weights import MappedWeights
 
 ARGUMENTS = np.dtype([("counter", "<i8"), ("source", "<i8"), ("out", "<i8"), ("n", "<i8")])
 MAX_LEN, BLOCK_SIZE = 640, 16
+needs_programs = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="without AVX512-BF16 steps are made kernel by kernel"
+)
 
 
 def shift_and_double(arguments: Any) -> None:
@@ -130,6 +133,7 @@ def set_rows(state: DeviceState, slots: list[int], lengths: list[int], seed: int
 
 
 @torch.inference_mode()
+@needs_programs
 @pytest.mark.parametrize("family", ["llama-llama3", "mistral", "qwen3"])
 def test_a_program_gives_the_bits_of_the_plain_way(
     make_checkpoint: Callable[..., Path], two_threads: None, family: str
@@ -154,6 +158,7 @@ def test_a_program_gives_the_bits_of_the_plain_way(
             assert torch.equal(before[1], layer[1])
 
 
+@needs_programs
 def test_what_no_program_fits_is_left_to_the_plain_way(make_checkpoint: Callable[..., Path], two_threads: None) -> None:
     model, kv = load(make_checkpoint("qwen3", dtype="bfloat16"))
     state = decode_state(kv.num_blocks)

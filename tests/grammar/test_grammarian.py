@@ -75,8 +75,10 @@ class Process:
             answers.append(self._decoder.decode(self.socket.recv()))
         return answers
 
-    def start(self, handle: int, slot: int, expression: str, position: int = 1, after: str = "") -> None:
-        assert self.hear(Compile(handle, "regex", expression, after)) == [Compiled(handle)]
+    def start(
+        self, handle: int, slot: int, expression: str, position: int = 1, after: str = "", opened_by: str = ""
+    ) -> None:
+        assert self.hear(Compile(handle, "regex", expression, after, opened_by)) == [Compiled(handle)]
         assert self.hear(Bind(handle, slot, handle, position)) == []
 
     def advance(self, **texts: str) -> list[FromGrammar]:
@@ -190,6 +192,30 @@ def test_until_its_text_has_come_anything_may_but_the_end(process: Process) -> N
     assert len(process.mask(0, 1, 2)) >= VOCAB_SIZE - len(EOS) - 32
     process.advance(h1="!")
     assert process.mask(0, 1, 3) == ["ab"]
+
+
+def test_what_opens_the_awaited_text_may_begin_the_output_instead_of_the_grammar(process: Process) -> None:
+    process.start(1, 0, "ab", after="k!", opened_by="<k")
+    assert set(process.mask(0, 1, 1)) == {"ab", "<"}
+    process.advance(h1="<")
+    assert process.mask(0, 1, 2) == ["k"]
+    process.advance(h1="k")
+    assert len(process.mask(0, 1, 3)) >= VOCAB_SIZE - len(EOS) - 32
+    process.advance(h1="k")
+    process.advance(h1="!")
+    assert process.mask(0, 1, 5) == ["ab"]
+
+
+def test_an_output_that_does_not_begin_with_it_is_the_grammars_from_the_start(process: Process) -> None:
+    process.start(1, 0, "ab", after="k!", opened_by="<k")
+    process.advance(h1="ab")
+    assert process.mask(0, 1, 2) == ["END"]
+
+
+def test_a_token_that_could_begin_either_is_the_grammars(process: Process) -> None:
+    process.start(1, 0, "<ab", after="k!", opened_by="<k")
+    process.advance(h1="<")
+    assert process.mask(0, 1, 2) == ["ab"]
 
 
 def test_what_the_token_that_ends_the_awaited_text_holds_besides_belongs_to_the_grammar(process: Process) -> None:

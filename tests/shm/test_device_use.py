@@ -71,6 +71,14 @@ def test_a_worker_that_starts_again_counts_from_nothing() -> None:
     assert (record["valid"][0], record["busy_ns"][0]) == (Figure.BUSY, 0)
 
 
+def test_a_simulated_device_says_so_in_every_reading() -> None:
+    record = np.zeros(1, layout.DEVICE_USE)
+    use = DeviceUse(record, is_simulated=True)
+    assert record["valid"][0] == Figure.BUSY | Figure.SIMULATED
+    use.write(FULL)
+    assert record["valid"][0] == READ | Figure.BUSY | Figure.SIMULATED
+
+
 def test_a_writer_touches_its_own_record_only() -> None:
     records = np.zeros(3, layout.DEVICE_USE)
     use = DeviceUse(records[1:2])

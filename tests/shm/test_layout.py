@@ -8,7 +8,8 @@ def test_records_have_the_sizes_that_other_processes_expect() -> None:
     sizes = {
         "SEGMENT_HEADER": 64, "CURSOR": 64, "PLAN_HEADER": 128, "CHUNK": 24, "ADMISSION": 192, "BLOCK_APPEND": 12,
         "TOKEN_HEADER": 64, "TOKEN_ROW": 16, "ENGINE_STATS": 512, "WORKER_HEARTBEAT": 64, "LOGPROB": 192,
-        "REQUEST_HISTOGRAM": 192, "REQUEST_COUNTS": 2752, "DEVICE_USE": 64,
+        "REQUEST_HISTOGRAM": 192, "REQUEST_COUNTS": 2752, "DEVICE_USE": 64, "BLOCK_COPY": 8,
+        "ROUTES_KEY": 64, "ROUTE_PART": 64,
     }  # fmt: skip
     assert {name: getattr(layout, name).itemsize for name in sizes} == sizes
 

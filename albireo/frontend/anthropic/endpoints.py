@@ -1,5 +1,6 @@
 """`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
+import re
 from typing import Final
 
 import msgspec
@@ -8,15 +9,22 @@ from starlette.types import Receive, Scope, Send
 from albireo.errors import RequestError
 from albireo.frontend.anthropic.format import MessagesFormat
 from albireo.frontend.anthropic.requests import CountTokensRequest, MessagesRequest
-from albireo.frontend.anthropic.to_chat import chat_of_messages, chat_of_prompt
+from albireo.frontend.anthropic.to_chat import call_inputs, chat_of_messages, chat_of_prompt
 from albireo.frontend.body import read_json_body
 from albireo.frontend.chat_runner import ChatRunner
 from albireo.frontend.decode import decode_body
+from albireo.frontend.field_names import Names, rename_field
 from albireo.frontend.json_response import send_json
 from albireo.frontend.service import Service
 
-_FIELDS: Final = {"stop": "stop_sequences", "max_completion_tokens": "max_tokens"}
-"""Their names for ours, for errors that are found in the chat."""
+_NAMES: Final[Names] = {
+    re.compile(r"stop$"): "stop_sequences",
+    re.compile(r"messages\b.*"): "messages",
+    re.compile(r"(tools\[\d+\])\.function\.parameters"): r"\1.input_schema",
+    re.compile(r"(tools\[\d+\])\.function"): r"\1",
+    re.compile(r"tool_choice\.function"): "tool_choice",
+}
+"""A chat's fields. A chat may have more messages, so only the list is named."""
 
 
 class Messages:
@@ -29,12 +37,13 @@ class Messages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = decode_body(await read_json_body(scope, receive), self._decoder)
-        chat = chat_of_messages(request, knows_thinking(self._service))
+        chat = chat_of_messages(request, _knows_thinking(request, self._service))
         name = self._service.model_name
         try:
             await self._runner.run(scope, receive, send, chat, lambda _, parsing: MessagesFormat(name, parsing))
         except RequestError as error:
-            raise _in_their_words(error) from error
+            rename_field(error, _NAMES, chat.messages, call_inputs(request))
+            raise
 
 
 class CountTokens:
@@ -47,19 +56,24 @@ class CountTokens:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = decode_body(await read_json_body(scope, receive), self._decoder)
-        chat = chat_of_prompt(request, knows_thinking(self._service))
-        self._service.check_request(chat)
-        ids, _ = await self._runner.encode(chat)
+        chat = chat_of_prompt(request, _knows_thinking(request, self._service))
+        try:
+            self._service.check_request(chat)
+            ids, _ = await self._runner.encode(chat)
+        except RequestError as error:
+            rename_field(error, _NAMES, chat.messages, call_inputs(request))
+            raise
         await send_json(send, 200, msgspec.json.encode({"input_tokens": len(ids)}))
 
 
-def knows_thinking(service: Service) -> bool:
+def _knows_thinking(request: CountTokensRequest, service: Service) -> bool:
+    """Whether the chat template reads `enable_thinking`. Raises RequestError where the model is asked to think and
+    nothing here says that it can."""
     template = service.text.template
-    return template is not None and "enable_thinking" in template.variables
-
-
-def _in_their_words(error: RequestError) -> RequestError:
-    if error.field in _FIELDS:
-        error.message = error.message.replace(error.field, _FIELDS[error.field], 1)
-        error.field = _FIELDS[error.field]
-    return error
+    if template is None or "enable_thinking" in template.variables:
+        return template is not None
+    wants = request.thinking is not None and request.thinking.type == "enabled"
+    if wants and service.config.reasoning_parser is None:
+        field = "thinking.type"
+        raise RequestError(f"{field}: this model does not think; send disabled, or leave thinking out", field=field)
+    return False

@@ -39,6 +39,7 @@ class ToolResultBlock(Block, forbid_unknown_fields=True, tag_field="type", tag="
     tool_use_id: CallId
     content: str | list[TextBlock] | None = None
     is_error: bool | None = None
+    """The model sees it as "Error: " in front of the content: no chat template has another place for it."""
 
 
 class ThinkingBlock(Block, forbid_unknown_fields=True, tag_field="type", tag="thinking", kw_only=True):
@@ -82,12 +83,15 @@ class AnthropicToolChoice(Struct, forbid_unknown_fields=True):
 
 
 class Thinking(Struct, forbid_unknown_fields=True):
-    """`enabled` and `disabled` go to the chat template as `enable_thinking`."""
+    """Goes to a chat template that reads `enable_thinking`. With another, the model thinks or not as it was made:
+    `adaptive` and `disabled` have no effect, and `enabled` is refused unless the server reads reasoning
+    (--reasoning-parser), for then the model is one that thinks."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Meta(ge=1)] | None = None
     """Without effect: `max_tokens` bounds thought and answer together."""
     display: str | None = None
+    """Without effect: thoughts are shown as they are."""
 
 
 class Metadata(Struct, forbid_unknown_fields=True):

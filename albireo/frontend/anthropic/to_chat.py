@@ -60,6 +60,16 @@ def chat_of_prompt(request: CountTokensRequest, knows_thinking: bool) -> ChatReq
     return chat
 
 
+def call_inputs(request: CountTokensRequest) -> list[str]:
+    """The paths of the inputs of the conversation's calls, in order."""
+    return [
+        f"messages[{index}].content[{number}].input"
+        for index, message in enumerate(request.messages)
+        for number, block in enumerate(message.content)
+        if isinstance(block, ToolUseBlock)
+    ]
+
+
 def _text(content: str | Sequence[TextBlock], path: str) -> str:
     if isinstance(content, str):
         return content
@@ -81,6 +91,7 @@ def _messages(message: AnthropicMessage, path: str) -> list[ChatMessage]:
             case ToolResultBlock():
                 _check_role(message, "user", field)
                 text = _text(block.content or "", f"{field}.content")
+                text = f"Error: {text}" if block.is_error else text
                 results.append(ChatMessage("tool", text, tool_call_id=block.tool_use_id))
             case ToolUseBlock():
                 _check_role(message, "assistant", field)

@@ -1,14 +1,18 @@
 """One tool call's JSON object, character by character: `{"name": "f", "arguments": {...}}`, in either order.
 
 The arguments are passed on as they stand, so that pieces of a stream put together are what the model wrote. Each
-character is looked at once.
+character is looked at once. What cannot be taken back is said only once it is sure: a call has begun when its name is
+known to be a tool's and its arguments are an object, or when it ends without any.
 """
 
-import json
 import uuid
+from collections.abc import Set
 from enum import Enum, auto
 
+import msgspec
+
 from albireo.frontend.message_parts import Part, ToolCallArguments, ToolCallBegin
+from albireo.frontend.output_parsers.json_object import ObjectReader
 
 _WHITESPACE = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
@@ -21,63 +25,88 @@ class _State(Enum):
     IN_KEY = auto()
     COLON = auto()
     VALUE = auto()
-    IN_VALUE = auto()
+    IN_STRING = auto()
+    IN_WORD = auto()
+    """In a number, true, false or null."""
+    IN_OBJECT = auto()
     DONE = auto()
+    UNCLOSED = auto()
+    """A whole call, whose closing brace is missing."""
     FAILED = auto()
 
 
-class CallReader:
-    """Reads one object. `raw` is all that it took, for whoever shows it as text because it is no call."""
+_ENDED = (_State.DONE, _State.UNCLOSED, _State.FAILED)
 
-    def __init__(self, index: int) -> None:
+
+class CallReader:
+    """Reads one object. `raw` is all that it took until the call began, to be shown as text where it is no call."""
+
+    def __init__(self, index: int, names: Set[str], needs_arguments: bool = False) -> None:
+        """`names`: of the tools. `needs_arguments`: an object that has no key for them is no call."""
         self.index = index
         self.raw = ""
         self.begun = False
-        """The name is known, and `ToolCallBegin` was given."""
+        """It is a call, whatever comes."""
+        self._names = names
+        self._needs_arguments = needs_arguments
         self._state = _State.BEFORE
         self._key = ""
         self._token: list[str] = []
-        """Characters of the key or value under way."""
+        """Characters of the key, string or word under way."""
+        self._escaped = False
+        self._object = ObjectReader()
         self._name: str | None = None
         self._arguments: list[str] = []
         """Those that were not passed on yet."""
         self._has_arguments = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+        """There is a key for them; null is its value where `_are_object` stays False."""
+        self._are_object = False
+        self._told = False
+        """`ToolCallBegin` was given."""
 
     @property
     def done(self) -> bool:
-        return self._state is _State.DONE
+        return self._state in (_State.DONE, _State.UNCLOSED)
 
     @property
     def failed(self) -> bool:
-        """It is no call, or not JSON."""
+        """It is no call, or one that broke off."""
         return self._state is _State.FAILED
 
     def feed(self, text: str) -> tuple[int, list[Part]]:
         """How many characters belong to the object (all, unless it ends or fails), and what they say."""
         used = 0
-        while used < len(text) and self._state not in (_State.DONE, _State.FAILED):
+        while used < len(text) and self._state not in _ENDED:
+            if self._state is _State.IN_OBJECT:
+                used += self._feed_object(text[used:])
+                continue
             self._step(text[used])
-            used += 1
-        self.raw += text[:used]
+            if self._state not in (_State.UNCLOSED, _State.FAILED):
+                used += 1
+        if not self._told:
+            self.raw += text[:used]
         return used, self._take()
 
     def _take(self) -> list[Part]:
         parts: list[Part] = []
-        if self._name is None or (self._state is _State.FAILED and not self.begun):
-            return parts
-        if not self.begun:
-            self.begun = True
+        if self.begun and not self._told:
+            assert self._name is not None
+            self._told = True
             parts.append(ToolCallBegin(self.index, new_call_id(), self._name))
-        if self._arguments:
+        if self.begun and self._arguments:
             parts.append(ToolCallArguments(self.index, "".join(self._arguments)))
             self._arguments.clear()
-        if self._state is _State.DONE and not self._has_arguments:
-            self._has_arguments = True
-            parts.append(ToolCallArguments(self.index, "{}"))
         return parts
+
+    def _feed_object(self, text: str) -> int:
+        used = self._object.feed(text)
+        if used and self._key in _ARGUMENTS:
+            self._arguments.append(text[:used])
+        if self._object.done:
+            self._state = _State.KEY
+        elif self._object.failed:
+            self._state = _State.FAILED
+        return used
 
     def _step(self, char: str) -> None:
         match self._state:
@@ -86,7 +115,6 @@ class CallReader:
             case _State.KEY:
                 self._step_key(char)
             case _State.IN_KEY:
-                self._token.append(char)
                 if self._ends_string(char):
                     self._key = self._decode() or ""
                     self._state = _State.COLON
@@ -95,8 +123,11 @@ class CallReader:
             case _State.VALUE:
                 if char not in _WHITESPACE:
                     self._begin_value(char)
-            case _State.IN_VALUE:
-                self._step_value(char)
+            case _State.IN_STRING:
+                if self._ends_string(char):
+                    self._end_value()
+            case _State.IN_WORD:
+                self._step_word(char)
 
     def _expect(self, char: str, wanted: str, then: _State) -> None:
         if char == wanted:
@@ -106,54 +137,75 @@ class CallReader:
 
     def _step_key(self, char: str) -> None:
         if char == '"':
-            self._token, self._escaped = [char], False
+            self._token = [char]
             self._state = _State.IN_KEY
         elif char == "}":
-            self._state = _State.FAILED if self._name is None else _State.DONE
+            self._end_object()
         elif char != "," and char not in _WHITESPACE:
+            self._state = _State.UNCLOSED if self.begun else _State.FAILED
+
+    def _end_object(self) -> None:
+        if self._name is None or (self._needs_arguments and not self._has_arguments):
             self._state = _State.FAILED
+            return
+        self._state = _State.DONE
+        if not self.begun:
+            self.begun = True
+            self._arguments = ["{}"]
 
     def _begin_value(self, char: str) -> None:
-        self._token, self._depth, self._in_string, self._escaped = [], 0, False, False
-        self._state = _State.IN_VALUE
-        if self._key in _ARGUMENTS:
-            if char != "{" or self._has_arguments:
-                self._state = _State.FAILED
-                return
-            self._has_arguments = True
-        self._step_value(char)
+        is_name, are_arguments = self._key == "name", self._key in _ARGUMENTS
+        if (is_name and (char != '"' or self._name is not None)) or (are_arguments and self._has_arguments):
+            self._state = _State.FAILED
+        elif char == "{" or (char == "[" and not are_arguments):
+            self._begin_object(char)
+        elif char in '"-' or char.isalnum():
+            self._token = [char]
+            self._state = _State.IN_STRING if char == '"' else _State.IN_WORD
+        else:
+            self._state = _State.FAILED
+        self._has_arguments |= are_arguments
 
-    def _step_value(self, char: str) -> None:
-        if not self._in_string and not self._depth and self._token and char in ",}" + _WHITESPACE:
+    def _begin_object(self, char: str) -> None:
+        self._object = ObjectReader()
+        self._object.feed(char)
+        self._state = _State.IN_OBJECT
+        if self._key in _ARGUMENTS:
+            self._take_arguments(char)
+
+    def _step_word(self, char: str) -> None:
+        if char in ",}" or char in _WHITESPACE:
             self._end_value()
             if self._state is _State.KEY:
                 self._step_key(char)
-            return
-        (self._arguments if self._key in _ARGUMENTS else self._token).append(char)
-        if self._in_string:
-            if self._ends_string(char):
-                self._in_string = False
-                if not self._depth:
-                    self._end_value()
-        elif char == '"':
-            self._in_string, self._escaped = True, False
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
-            if self._depth <= 0:
-                self._end_value()
+        elif char in "+-." or char.isalnum():
+            self._token.append(char)
+        else:
+            self._state = _State.FAILED
 
     def _end_value(self) -> None:
         self._state = _State.KEY
         if self._key == "name":
-            name = self._decode()
-            if not name or self._name is not None:
+            self._name = self._decode()
+            if self._name not in self._names:
                 self._state = _State.FAILED
-            self._name = name
+            self.begun = self._are_object and not self.failed
+        elif self._key in _ARGUMENTS and self._token != list("null"):
+            arguments = self._decode()
+            if arguments is None or not _is_object(arguments):
+                self._state = _State.FAILED
+            else:
+                self._take_arguments(arguments)
+
+    def _take_arguments(self, text: str) -> None:
+        """The arguments are an object, of which this is the first."""
+        self._arguments.append(text)
+        self._are_object = True
+        self.begun = self._name is not None
 
     def _ends_string(self, char: str) -> bool:
-        """Whether this character of a string is its closing quote."""
+        """Takes a character of a string: whether it is the closing quote."""
+        self._token.append(char)
         if self._escaped:
             self._escaped = False
         elif char == "\\":
@@ -165,10 +217,16 @@ class CallReader:
     def _decode(self) -> str | None:
         """The string that has just been read; None where it is none."""
         try:
-            value = json.loads("".join(self._token))
-        except ValueError:
+            return msgspec.json.decode("".join(self._token), type=str)
+        except (msgspec.DecodeError, ValueError):
             return None
-        return value if isinstance(value, str) else None
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return False
 
 
 def new_call_id() -> str:

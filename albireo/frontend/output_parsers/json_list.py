@@ -1,22 +1,28 @@
 """A list of calls, `[{"name": "f", "parameters": {...}}]`: what `tool_choice: required` makes any model write."""
 
+from collections.abc import Set
 from typing import Final
 
 from albireo.frontend.message_parts import Part, TextPart
 from albireo.frontend.output_parsers.call_reader import CallReader
 
-_BETWEEN: Final = "[, \t\r\n"
+_BEFORE: Final = "[, \t\r\n"
+_BETWEEN: Final = _BEFORE + "}"
+"""Behind a call, where a brace is one too many."""
 
 
 class JsonListParser:
-    """A `MessageParser`. What is no list of calls is text."""
+    """A `MessageParser`. What is no list of calls is text; what stands behind a call that broke off is dropped."""
 
-    def __init__(self, first_index: int = 0, in_front: str = "") -> None:
-        """`in_front`: what stood in front of the list, for where it is none."""
+    def __init__(self, names: Set[str], first_index: int = 0, in_front: str = "") -> None:
+        """`names`: of the tools that may be called. `in_front`: what stood in front of the list, for where it is
+        none."""
+        self._names = names
         self._num_calls = first_index
         self._reader: CallReader | None = None
         self._skipped = in_front
-        """What stood in front of the call under way, to be shown where it is none."""
+        """What stood in front of the first call, to be shown where it is none."""
+        self._after_call = False
         self._ended = False
         self._is_text = False
 
@@ -36,10 +42,11 @@ class JsonListParser:
         return [TextPart(rest)] if rest.strip() and not self._ended else []
 
     def _feed_between(self, text: str) -> str:
-        stripped = text.lstrip(_BETWEEN)
-        self._skipped += text[: len(text) - len(stripped)]
+        stripped = text.lstrip(_BETWEEN if self._after_call else _BEFORE)
+        if not self._after_call:
+            self._skipped += text[: len(text) - len(stripped)]
         if stripped.startswith("{"):
-            self._reader = CallReader(self._num_calls)
+            self._reader = CallReader(self._num_calls, self._names)
         elif stripped.startswith("]"):
             self._ended = True
         elif stripped:
@@ -48,12 +55,17 @@ class JsonListParser:
 
     def _feed_call(self, text: str, parts: list[Part]) -> str:
         assert self._reader is not None
-        used, news = self._reader.feed(text)
+        reader = self._reader
+        used, news = reader.feed(text)
         parts += news
-        if self._reader.done:
+        if reader.begun:
+            self._skipped = ""
+        if reader.done:
             self._num_calls += 1
-            self._reader, self._skipped = None, ""
-        elif self._reader.failed:
-            self._skipped = "" if self._reader.begun else self._skipped + self._reader.raw
-            self._reader, self._is_text = None, True
+            self._reader, self._after_call = None, True
+        elif reader.failed:
+            self._ended = reader.begun
+            if not reader.begun:
+                self._skipped += reader.raw
+                self._reader, self._is_text = None, True
         return text[used:]

@@ -1,6 +1,7 @@
 """Mistral: `[TOOL_CALLS]` and then a list, `[{"name": "f", "arguments": {...}}]`, or, since v11 of its tokenizer,
 `f{...}` with a `[TOOL_CALLS]` for each call, and `[ARGS]` in between where the model writes that."""
 
+from collections.abc import Set
 from typing import Final
 
 from albireo.frontend.message_parts import Part, TextPart, ToolCallArguments, ToolCallBegin
@@ -13,18 +14,23 @@ BEGIN: Final = "[TOOL_CALLS]"
 ARGS: Final = "[ARGS]"
 MAX_NAME: Final = 200
 """Longest text in front of the arguments that is taken for a name."""
+_BEHIND: Final = " \t\r\n}"
 
 
 class MistralParser:
-    """A `MessageParser`."""
+    """A `MessageParser`. A marker that no call follows is text; what stands behind a call that broke off is dropped, up
+    to the next marker."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Set[str]) -> None:
+        """`names`: of the tools that may be called."""
+        self._names = names
         self._pending = ""
         self._in_calls = False
         self._list: JsonListParser | None = None
         self._arguments: ObjectReader | None = None
         self._num_calls = 0
         self._after_call = False
+        self._broke_off = False
 
     def feed(self, text: str) -> list[Part]:
         if self._list is not None:
@@ -41,12 +47,12 @@ class MistralParser:
         rest, self._pending = self._pending, ""
         if self._in_calls and self._arguments is None:
             rest = BEGIN + rest
-        return self._text(rest)
+        return [] if self._broke_off else self._text(rest)
 
     def _text(self, text: str) -> list[Part]:
-        """White space behind a call separates it from the next, and is no text."""
+        """White space behind a call separates it from the next, and a brace is one too many: no text."""
         if self._after_call:
-            text = text.lstrip()
+            text = text.lstrip(_BEHIND)
         if not text:
             return []
         self._after_call = False
@@ -54,22 +60,28 @@ class MistralParser:
 
     def _advance(self, parts: list[Part]) -> bool:
         if self._arguments is not None:
-            used, arguments = self._arguments.feed(self._pending)
-            self._pending = self._pending[used:]
-            if arguments:
-                parts.append(ToolCallArguments(self._num_calls, arguments))
-            if self._arguments.done:
-                self._num_calls += 1
-                self._arguments, self._in_calls, self._after_call = None, False, True
-            return bool(self._pending)
+            return self._advance_arguments(self._arguments, parts)
         return self._advance_call(parts) if self._in_calls else self._advance_text(parts)
+
+    def _advance_arguments(self, reader: ObjectReader, parts: list[Part]) -> bool:
+        used = reader.feed(self._pending)
+        arguments, self._pending = self._pending[:used], self._pending[used:]
+        if arguments:
+            parts.append(ToolCallArguments(self._num_calls, arguments))
+        if reader.done or reader.failed:
+            self._num_calls += 1
+            self._arguments, self._in_calls, self._after_call = None, False, True
+            self._broke_off = reader.failed
+        return bool(self._pending)
 
     def _advance_text(self, parts: list[Part]) -> bool:
         at = self._pending.find(BEGIN)
         end = at if at >= 0 else len(self._pending) - num_held(self._pending, (BEGIN,))
-        parts += self._text(self._pending[:end])
+        if not self._broke_off:
+            parts += self._text(self._pending[:end])
         self._pending = self._pending[end + (len(BEGIN) if at >= 0 else 0) :]
         self._in_calls = at >= 0
+        self._broke_off &= at < 0
         return self._in_calls
 
     def _advance_call(self, parts: list[Part]) -> bool:
@@ -78,15 +90,16 @@ class MistralParser:
         if text.startswith("["):
             inside = text[1:].lstrip()
             if inside.startswith(("{", "]")):
-                self._list = JsonListParser(self._num_calls, in_front=BEGIN)
+                space = self._pending[: len(self._pending) - len(text)]
+                self._list = JsonListParser(self._names, self._num_calls, in_front=BEGIN + space)
                 self._pending = ""
                 parts += self._list.feed(text)
             return bool(inside) and self._list is None and self._give_up(parts)
         at = text.find("{")
-        name = text[: max(at, 0)].strip().removesuffix(ARGS).strip()
         if at < 0 and len(text) <= MAX_NAME:
             return False
-        if not name or len(name) > MAX_NAME:
+        name = text[: max(at, 0)].strip().removesuffix(ARGS).strip()
+        if at > MAX_NAME or name not in self._names:
             return self._give_up(parts)
         parts.append(ToolCallBegin(self._num_calls, new_call_id(), name))
         self._pending, self._arguments = text[at:], ObjectReader()

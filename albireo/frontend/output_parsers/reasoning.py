@@ -45,8 +45,8 @@ class ReasoningParser:
         rest, self._pending = self._pending, ""
         if self._passes_on:
             return self._then.end()
-        if self._is_open and not self._undecided:
-            return [ReasoningPart(rest)] if rest else []
+        if self._is_open:
+            return [ReasoningPart(rest)] if rest.strip() or not self._undecided else []
         return self._pass(rest) + self._then.end()
 
     def _decide(self) -> bool:

@@ -1,5 +1,6 @@
 """`POST /v1/responses`."""
 
+import re
 from typing import Final
 
 import msgspec
@@ -9,20 +10,21 @@ from albireo.errors import RequestError
 from albireo.frontend.body import read_json_body
 from albireo.frontend.chat_runner import ChatRunner
 from albireo.frontend.decode import decode_body
-from albireo.frontend.logprobs import TokenNames
+from albireo.frontend.field_names import Names, rename_field
 from albireo.frontend.responses.format import ResponsesFormat
 from albireo.frontend.responses.requests import ResponsesRequest
-from albireo.frontend.responses.to_chat import chat_of_response
+from albireo.frontend.responses.to_chat import call_arguments, chat_of_response
 from albireo.frontend.service import Service
 
-_FIELDS: Final = {
-    "max_tokens": "max_output_tokens",
-    "messages": "input",
-    "reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
-    "response_format.json_schema.schema": "text.format.schema",
+_NAMES: Final[Names] = {
+    re.compile(r"max_tokens$"): "max_output_tokens",
+    re.compile(r"messages\b.*"): "input",
+    re.compile(r"reasoning_effort$"): "reasoning.effort",
+    re.compile(r"response_format(\.json_schema)?"): "text.format",
+    re.compile(r"(tools\[\d+\])\.function"): r"\1",
+    re.compile(r"tool_choice\.function"): "tool_choice",
 }
-"""Their names for ours, for errors that are found in the chat."""
+"""A chat's fields. Items and messages are not one to one, so of messages only the list is named."""
 
 
 class Responses:
@@ -32,26 +34,19 @@ class Responses:
         self._service = service
         self._runner = ChatRunner(service)
         self._decoder = msgspec.json.Decoder(ResponsesRequest)
-        self._names = TokenNames(service.text.detokenizer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         request = decode_body(await read_json_body(scope, receive), self._decoder)
+        chat = chat_of_response(request)
         try:
             await self._runner.run(
                 scope,
                 receive,
                 send,
-                chat_of_response(request),
-                lambda _, parsing: ResponsesFormat(
-                    request, service.model_name, parsing, self._names, self._count_tokens
-                ),
+                chat,
+                lambda _, parsing: ResponsesFormat(request, service.model_name, parsing, service.text.detokenizer),
             )
         except RequestError as error:
-            if error.field in _FIELDS:
-                error.message = error.message.replace(error.field, _FIELDS[error.field], 1)
-                error.field = _FIELDS[error.field]
+            rename_field(error, _NAMES, chat.messages, call_arguments(request))
             raise
-
-    def _count_tokens(self, text: str) -> int:
-        return len(self._service.text.tokenizer.encode_inner(text))

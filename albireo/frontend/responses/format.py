@@ -2,19 +2,22 @@
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from albireo.errors import RequestError
+from albireo.frontend.detokenizer import DetokenizerFactory
 from albireo.frontend.generation import Generation
 from albireo.frontend.logprobs import TokenNames, chat_logprobs
 from albireo.frontend.message_parsing import MessageParsing
 from albireo.frontend.message_parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallBegin
+from albireo.frontend.output_parsers.reasoning import PlainText
 from albireo.frontend.parsed_messages import ParsedMessages
 from albireo.frontend.responses.items import Item, Kind, begun, content_part, done, new_item
 from albireo.frontend.responses.requests import ResponsesRequest
+from albireo.frontend.responses.scored_parser import ScoredParser
 from albireo.frontend.responses.to_chat import LOGPROBS
 
 _encode = msgspec.json.Encoder().encode
@@ -24,22 +27,20 @@ class ResponsesFormat:
     """A `Format`."""
 
     def __init__(
-        self,
-        request: ResponsesRequest,
-        model: str,
-        parsing: MessageParsing | None,
-        names: TokenNames,
-        count_tokens: Callable[[str], int],
+        self, request: ResponsesRequest, model: str, parsing: MessageParsing | None, texts: DetokenizerFactory
     ) -> None:
-        """`count_tokens`: how many tokens a text has."""
         self._request = request
         self._head = {
             "id": "resp_" + uuid.uuid4().hex, "object": "response", "created_at": int(time.time()), "model": model,
         }  # fmt: skip
-        self._messages = ParsedMessages(parsing)
-        self._names = names
-        self._count_tokens = count_tokens
-        self._num_top = (request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None
+        self._names = TokenNames(texts)
+        self._num_top = request.top_logprobs or 0
+        self._scored: ScoredParser | None = None
+        if LOGPROBS in (request.include or ()):
+            parsing = parsing or MessageParsing(PlainText)
+            scored = self._scored = ScoredParser(parsing.make(), texts(True, parsing.shown), parsing.shown)
+            parsing = msgspec.structs.replace(parsing, make=lambda: scored)
+        self._messages = ParsedMessages(parsing, texts)
         self._items: list[Item] = []
         self._open: Item | None = None
         self._num_events = 0
@@ -47,11 +48,16 @@ class ResponsesFormat:
 
     def chunk(self, generation: Generation) -> bytes:
         pieces = [] if self._num_events else self._begin()
+        scored = self._scored
+        if scored is None:
+            for part in self._messages.take(generation)[0]:
+                pieces += self._write(part, [])
+            return b"".join(pieces)
+        records = generation.take_scores()
+        scored.add(records["token"].tolist(), chat_logprobs(records, self._num_top, self._names)["content"])
         parts, _ = self._messages.take(generation)
-        logprobs = self._take_logprobs(generation) if parts or generation.ended else []
-        for part in parts:
-            pieces += self._write(part, logprobs)
-            logprobs = []
+        for part, entries in zip(parts, scored.take(), strict=True):
+            pieces += self._write(part, entries)
         return b"".join(pieces)
 
     def end(self, generations: Sequence[Generation]) -> bytes:
@@ -116,20 +122,13 @@ class ResponsesFormat:
         }
 
     def _usage(self, generation: Generation) -> dict[str, Any]:
-        thoughts = [item.text for item in self._items if item.kind == "reasoning"]
         return {
             "input_tokens": generation.num_prompt_tokens,
             "input_tokens_details": {"cached_tokens": generation.num_cached_tokens},
             "output_tokens": generation.num_tokens,
-            "output_tokens_details": {"reasoning_tokens": sum(map(self._count_tokens, thoughts))},
+            "output_tokens_details": {"reasoning_tokens": self._messages.num_reasoning_tokens(generation)},
             "total_tokens": generation.num_prompt_tokens + generation.num_tokens,
         }
-
-    def _take_logprobs(self, generation: Generation) -> list[dict[str, Any]]:
-        if self._num_top is None:
-            return []
-        content: list[dict[str, Any]] = chat_logprobs(generation.take_scores(), self._num_top, self._names)["content"]
-        return content
 
     # -- events ---------------------------------------------------------------------------------------------------
 

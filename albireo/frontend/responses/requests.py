@@ -27,7 +27,7 @@ class ContentPart(Struct, forbid_unknown_fields=True):
 
 
 class InputItem(Struct, forbid_unknown_fields=True):
-    """A message, a call, its result or a thought; which fields belong to which is checked by hand."""
+    """A message, a call, its result or a thought; which fields belong to which is checked by hand (`to_chat`)."""
 
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -41,6 +41,7 @@ class InputItem(Struct, forbid_unknown_fields=True):
     status: str | None = None
     phase: str | None = None
     encrypted_content: Annotated[Raw, unsupported()] = _NOT_GIVEN
+    """Of thoughts, and null: only who encrypted one can read it."""
 
 
 class FunctionTool(Struct, forbid_unknown_fields=True):
@@ -85,6 +86,8 @@ class ResponsesStreamOptions(Struct, forbid_unknown_fields=True):
 
 
 Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+"""The second has no effect, and clients that store nothing send it always: thoughts are in plain text, and an item's
+`encrypted_content` is absent."""
 
 
 class ResponsesRequest(Struct, kw_only=True, forbid_unknown_fields=True):

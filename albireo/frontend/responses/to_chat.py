@@ -1,6 +1,7 @@
 """The Responses API's words for a conversation -> ours."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from albireo.errors import RequestError
 from albireo.frontend.grammar_fields import JsonSchemaFormat, ResponseFormat
@@ -18,6 +19,15 @@ from albireo.frontend.tool_fields import (
 
 LOGPROBS = "message.output_text.logprobs"
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+_ITEM_FIELDS: Final = {
+    "message": {"role", "content", "phase"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+    "reasoning": {"content", "summary"},
+}
+"""What an item may have by its type; any may have `id` and `status`."""
+_OWN_FIELDS: Final = sorted(set[str]().union(*_ITEM_FIELDS.values()))
+_ITEM_TYPES: Final = "message, function_call, function_call_output or reasoning"
 
 
 def chat_of_response(request: ResponsesRequest) -> ChatRequest:
@@ -50,9 +60,17 @@ def chat_of_response(request: ResponsesRequest) -> ChatRequest:
         ] if request.tools else None,
         tool_choice=tool_choice,
         parallel_tool_calls=request.parallel_tool_calls,
+        return_token_ids=True,  # those of the reasoning are counted
         response_format=_response_format(request),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )  # fmt: skip
+
+
+def call_arguments(request: ResponsesRequest) -> list[str]:
+    """The paths of the arguments of the conversation's calls, in order."""
+    if isinstance(request.input, str):
+        return []
+    return [f"input[{index}].arguments" for index, item in enumerate(request.input) if item.type == "function_call"]
 
 
 def _refuse(request: ResponsesRequest) -> None:
@@ -85,22 +103,47 @@ def _messages(request: ResponsesRequest) -> list[ChatMessage]:
     messages = [] if request.instructions is None else [ChatMessage("system", request.instructions)]
     if isinstance(request.input, str):
         return [*messages, ChatMessage("user", request.input)]
-    thought: str | None = None
-    """Of the assistant's next message: an item of its own here, a part of the message there."""
+    thoughts: dict[int, list[str]] = {}
+    """By message: items of their own here, a part of the assistant's message there."""
+    new: list[str] = []
+    """Those that have no message yet."""
     for index, item in enumerate(request.input):
         path = f"input[{index}]"
-        refuse_unsupported(item, f"{path}.")
+        _check_fields(item, path)
         if item.type == "reasoning":
-            thought = _text(item.content or item.summary or "", f"{path}.content")
+            name = "content" if item.content else "summary"
+            new.append(_text(getattr(item, name) or "", f"{path}.{name}"))
             continue
         message = _message(item, path)
         if message.role == "assistant":
-            message.reasoning, thought = thought, None
-            if message.tool_calls and messages and messages[-1].role == "assistant":
-                messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), *message.tool_calls]
-                continue
-        messages.append(message)
+            _add_assistant(message, messages)
+            _move(new, thoughts, messages)
+        else:
+            _move(new, thoughts, messages)
+            messages.append(message)
+    _move(new, thoughts, messages)
+    for index, of_message in thoughts.items():
+        messages[index].reasoning = "\n".join(of_message)
     return messages
+
+
+def _move(new: list[str], thoughts: dict[int, list[str]], messages: list[ChatMessage]) -> None:
+    """New thoughts to the last message or, where that is not the assistant's, to one that says nothing else."""
+    if any(new):
+        if not messages or messages[-1].role != "assistant":
+            messages.append(ChatMessage("assistant", ""))
+        thoughts.setdefault(len(messages) - 1, []).extend(filter(None, new))
+    new.clear()
+
+
+def _add_assistant(message: ChatMessage, messages: list[ChatMessage]) -> None:
+    """Calls are items of their own here, and a part of the message before them there."""
+    if message.tool_calls and messages and messages[-1].role == "assistant":
+        if messages[-1].tool_calls is None:
+            messages[-1].tool_calls = []
+        messages[-1].tool_calls += message.tool_calls
+    else:
+        messages.append(message)
 
 
 def _message(item: InputItem, path: str) -> ChatMessage:
@@ -111,14 +154,21 @@ def _message(item: InputItem, path: str) -> ChatMessage:
         _need(item, path, "call_id", "name", "arguments")
         function = CalledFunction(item.name or "", item.arguments or "")
         return ChatMessage("assistant", "", tool_calls=[MessageToolCall(item.call_id or "", function)])
-    if item.type == "function_call_output":
-        _need(item, path, "call_id", "output")
-        return ChatMessage("tool", _text(item.output or "", f"{path}.output"), tool_call_id=item.call_id)
-    field = f"{path}.type"
-    raise RequestError(
-        f"{field} must be message, function_call, function_call_output or reasoning: this server takes nothing else",
-        field=field,
-    )
+    _need(item, path, "call_id", "output")
+    return ChatMessage("tool", _text(item.output or "", f"{path}.output"), tool_call_id=item.call_id)
+
+
+def _check_fields(item: InputItem, path: str) -> None:
+    """Raises RequestError for an item of another type than ours, and for a field that is of another type of item."""
+    of_type = _ITEM_FIELDS.get(item.type)
+    if of_type is None:
+        field = f"{path}.type"
+        raise RequestError(f"{field} must be {_ITEM_TYPES}: this server takes nothing else", field=field)
+    refuse_unsupported(item, f"{path}.")
+    for name in _OWN_FIELDS:
+        if name not in of_type and getattr(item, name) is not None:
+            field = f"{path}.{name}"
+            raise RequestError(f"{field} is not a field of items of type {item.type}", field=field)
 
 
 def _need(item: InputItem, path: str, *names: str) -> None:

@@ -28,7 +28,7 @@ def _make_group(config: WorkerConfig, heartbeat: npt.NDArray[Any], clock_ns: Cal
     if config.collectives != "shm":
         from albireo.gpu_worker.collectives.gloo import TorchCollectives
 
-        init_file = Path(config.run_dir) / "collectives"
+        init_file = Path(config.run_dir) / f"collectives-{config.replica}-{config.incarnation}"
         return TorchCollectives(config.collectives, init_file, config.rank, config.num_workers, heartbeat, clock_ns)
     from albireo.gpu_worker.collectives.shm import ShmCollectives
 

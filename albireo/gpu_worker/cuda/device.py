@@ -25,6 +25,7 @@ from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.gpu_worker.cuda.sampler import CudaSampler
 from albireo.gpu_worker.cuda.state import CudaState, HostState
 from albireo.gpu_worker.cuda.step import LaunchedStep, StepLauncher, WhoseLogprobs
+from albireo.gpu_worker.cuda.swap_space import CudaSwapSpace
 from albireo.gpu_worker.kv_cache import KVCache
 from albireo.gpu_worker.loader import TORCH_DTYPES, load_model
 from albireo.shm.flight import Part, Recorder
@@ -42,6 +43,7 @@ class _InFlight:
     launched: LaunchedStep
     result: TokenSlot
     launched_ns: int
+    has_copies: bool
 
 
 class CudaDevice:
@@ -98,6 +100,9 @@ class CudaDevice:
                 runtime.memory(weights_bytes), config.gpu_memory_utilization, scheduler.max_blocks_per_seq * block_bytes
             )
             self._launcher.kv = KVCache(local, kv_bytes // block_bytes, scheduler.block_size, dtype, runtime.device)
+            if scheduler.num_swap_blocks:
+                report("pinning the swap space", 0.0)
+                self._swap = CudaSwapSpace(self._launcher.kv, local, scheduler, runtime, beat)
             self._decode: Callable[[int], None] = self._launcher.decode
             sizes = bucket_sizes(scheduler.max_num_seqs)
 
@@ -111,7 +116,7 @@ class CudaDevice:
                     beat()
             else:
                 self._decode = DecodeGraphs(runtime, self._launcher.decode, sizes, on_captured).run
-            self._state.step.zero_()  # captures were rehearsed on the empty ring
+            self._state.step.fill_(self._rings.last_step)  # captures were rehearsed on the empty ring, and counted
             times.end("captured steps")
         self.num_kv_blocks: int = self._launcher.kv.num_blocks
         model.on_layer = lambda: None
@@ -131,6 +136,9 @@ class CudaDevice:
         begin_ns = self._recorder.mark(Part.FETCH_PLAN)
         if counts.num_admissions:
             self._sampler.admit(plan.admissions[: counts.num_admissions], plan.extras[: counts.num_extras])
+        if has_copies := counts.num_swap_outs + counts.num_swap_ins > 0:
+            launcher.stamp_swap()
+            self._swap.copy(plan, counts)
         if counts.num_chunks:
             launched = self._launch_mixed(plan, counts)
         else:
@@ -139,7 +147,7 @@ class CudaDevice:
             launched = LaunchedStep(counts.num_rows, logprobs, True)
         self._runtime.finish(*self._rings.fetch_results(counts.sequence, launched.num_rows))
         num_rows = counts.num_rows + counts.num_chunk_tokens
-        self._in_flight.append(_InFlight(counts.sequence, num_rows, launched, result, begin_ns))
+        self._in_flight.append(_InFlight(counts.sequence, num_rows, launched, result, begin_ns, has_copies))
         self._recorder.mark(Part.INPUT_PREP)
 
     def finish_oldest(self) -> bool:
@@ -171,12 +179,17 @@ class CudaDevice:
             return self._launcher.mixed(plan, counts, self._host)
 
     def _note_times(self, done: _InFlight) -> tuple[int, int]:
-        """Records the device's parts of a step; returns when its work began and ended."""
+        """Records the device's parts of a step, fills in how long its block copies took; returns when its work began
+        and ended."""
+        header = done.result.header
         if not self._runtime.is_timed:
             return done.launched_ns, time.monotonic_ns()
-        begin, sampling, end = done.result.header["stamps"][0].tolist()
+        begin, sampling, end = header["stamps"][0].tolist()
         end_ns = self._runtime.host_ns(end)
         begin_ns = end_ns - (end - begin)
+        if done.has_copies:
+            header["swap_ns"] = swap_ns = begin - int(header["swap_ns"][0])
+            self._recorder.record(Part.SWAP, done.sequence, begin_ns - swap_ns, begin_ns, done.num_rows)
         sampling_ns = end_ns - (end - sampling) if done.launched.samples else end_ns
         self._recorder.record(Part.FORWARD, done.sequence, begin_ns, sampling_ns, done.num_rows)
         if done.launched.samples:

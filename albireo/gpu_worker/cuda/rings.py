@@ -12,6 +12,7 @@ from albireo.config import SchedulerConfig, SegmentFds
 from albireo.gpu_worker.cuda.runtime import Runtime
 from albireo.shm import layout
 from albireo.shm.plan_ring import PlanCounts, PlanRing
+from albireo.shm.ring import cursor
 from albireo.shm.segment import Segment
 from albireo.shm.token_ring import TokenRing
 
@@ -44,7 +45,10 @@ class StepRings:
         """int32 [num_slots, ..]: TOKEN_HEADER, of which only the stamps are the device's, and rows."""
         self.stamps = self.results.view(torch.int64)[:, layout.TOKEN_HEADER.fields["stamps"][1] // 8 :]  # type: ignore[index]
         """int64 [num_slots, ..]: the device's clock at a step's begin, before sampling and at its end."""
-        self._plan_memory = Segment(fds.plan_ring).data
+        plan_segment = Segment(fds.plan_ring)
+        self.last_step = cursor(plan_segment, self._plan_geometry.consumed(rank))[0]
+        """Of the workers before this one, 0 if there were none: step numbers go on."""
+        self._plan_memory = plan_segment.data
         self._token_memory = Segment(fds.token_rings[rank]).data
         runtime.pin(self._plan_memory)
         runtime.pin(self._token_memory)

@@ -21,7 +21,8 @@ FETCH_PROGRAMS = 8
 
 
 class CudaState:
-    """Tensors [num_slots] on the device. `step` [1] is the number of the last step that the device has finished."""
+    """Tensors [num_slots] on the device. `step` [1] is the number of the last step that the device has finished, in the
+    rings' count: it finds their slots by it."""
 
     def __init__(self, config: SchedulerConfig, rings: StepRings, device: torch.device) -> None:
         n = config.num_slots

@@ -33,6 +33,8 @@ SCORED_ROWS = 128
 
 _SAMPLING = 1
 """Where `stamp` notes that sampling begins; 0 is the step's begin, 2 its end."""
+_SWAPPING = 3
+"""Likewise block copies, before the step's begin: `swap_ns` in layout.TOKEN_HEADER."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class StepLauncher:
             self._model.compute_logits(scored), targets, targets, targets + 1, self._rings.logprobs(0)[: len(scored)]
         )
         self._sample(self._model.compute_logits(hidden[: self._config.max_num_seqs]))
+        self.stamp_swap()
 
     def _rehearse_prompts(self, query_lens: Int32s) -> Tensor:
         """Hidden states of whole prompts of so many tokens, which write no KV and are not sampled."""
@@ -116,6 +119,10 @@ class StepLauncher:
         buffers.query_start[0] = 0
         buffers.query_start[1 : num_chunks + 1].copy_(torch.from_numpy(np.cumsum(query_lens, dtype=np.int32)))
         return self._run_model(0, num_tokens, query_lens)
+
+    def stamp_swap(self) -> None:
+        """Launches what notes that the next step's block copies begin."""
+        self._stamp(_SWAPPING)
 
     # -- steps that only decode ---------------------------------------------------------------------------------
 
@@ -216,11 +223,14 @@ class StepLauncher:
 
     def _sample(self, logits: Tensor) -> None:
         """Tokens of `logits` [n, vocab], the first n of the step's results."""
-        buffers, rings, n = self.buffers, self._rings, len(logits)
-        stride = rings.stamps.stride(0)
-        stamp[(1,)](rings.stamps, self._state.step, _SAMPLING, stride, rings.num_slots, self._is_timed)
+        buffers, n = self.buffers, len(logits)
+        self._stamp(_SAMPLING)
         slots, tokens = buffers.sample_slots[:n], buffers.tokens[:n]
         self._sampler.sample(logits, slots, self._state.alive, buffers.sample_positions[:n], tokens)
+
+    def _stamp(self, which: int) -> None:
+        stamps = self._rings.stamps
+        stamp[(1,)](stamps, self._state.step, which, stamps.stride(0), self._rings.num_slots, self._is_timed)
 
     def _finish(self, num_rows: int) -> None:
         """The step's last kernels, and the only ones that change what a second attempt would read."""

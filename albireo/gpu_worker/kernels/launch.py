@@ -51,13 +51,14 @@ class _Compiling:
     on_first_compile: Callable[[], None] | None = None
 
 
-def compile_in_turns(folder: Path, on_first_compile: Callable[[], None] | None = None) -> None:
+def compile_in_turns(folder: str, on_first_compile: Callable[[], None] | None = None) -> None:
     """From now on, of the processes that name the same private folder one compiles a kernel while the others wait and
-    then load it: ranks start together, and on few cores each would compile everything at the same time.
+    then load it: ranks start together, and on few cores each would compile everything at the same time. Empty: this
+    one is alone.
 
     `on_first_compile` is called once, after the first kernel that the cache did not have: more will be missing.
     """
-    _Compiling.locks = folder
+    _Compiling.locks = Path(folder) if folder else None
     _Compiling.on_first_compile = on_first_compile
 
 

@@ -4,6 +4,7 @@ import re
 
 from compile_layers import Variant, pointers
 
+from albireo.gpu_worker.cuda.kernels.copy_blocks import copy_blocks
 from albireo.gpu_worker.cuda.kernels.fetch_plan import fetch_plan
 from albireo.gpu_worker.cuda.kernels.finish_step import finish_step
 from albireo.gpu_worker.cuda.kernels.stamp import read_clock, stamp
@@ -42,6 +43,7 @@ def variants() -> list[Variant]:
         *ends,
         Variant(stamp, pointers("stamps step", longs), {"WHICH": 1, "STRIDE": 520, "NUM_SLOTS": 4, "IS_TIMED": True}, 4,
                 wide_load=None),
+        Variant(copy_blocks, pointers("source target copies", ints), {"FROM": 0, "BLOCK_WORDS": 8192}, 4),
         Variant(read_clock, {"out": longs}, {}, wide_load=None),
     ]  # fmt: skip
 

@@ -47,7 +47,15 @@ class Prompt:
 class DrivenDevice:
     """Slot s has the KV blocks that come s-th. Several ranks are threads that take turns."""
 
-    def __init__(self, path: Path, config: SchedulerConfig, size: int = 1, mode: SamplingMode = "gathered") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: SchedulerConfig,
+        size: int = 1,
+        mode: SamplingMode = "gathered",
+        num_steps_before: int = 0,
+    ) -> None:
+        """`num_steps_before`: how many steps workers have run that are dead."""
         checkpoint = read_checkpoint(str(path))
         model = checkpoint.model
         self.config, self.vocab_size = config, model.vocab_size
@@ -60,6 +68,8 @@ class DrivenDevice:
         geometry.initialise(grammar_fd)
         for fd in token_fds:
             token_ring.initialise(fd)
+            token_ring.geometry.restart(fd, num_steps_before)
+        plan_ring.geometry.restart(plan_fd, num_steps_before)
         local = shard_model(model, 0, size).local(model)
         num_blocks = config.num_slots * config.max_blocks_per_seq
         self._group = ThreadGroup(size)

@@ -11,6 +11,7 @@ SCRIPTS = sorted(Path(__file__).parent.glob("compile_*.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.slow
 def test_kernels_compile_for_an_h100(script: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[3]
