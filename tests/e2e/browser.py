@@ -66,6 +66,15 @@ class Page:
         """Keys, to what has the focus."""
         self.browser.switch_to.active_element.send_keys(*keys)
 
+    def keep_pressing(self, keys: tuple[str, ...], script: str) -> None:
+        """Keys, again and again until a JavaScript expression is true."""
+
+        def attempt(_: Any) -> Any:
+            self.press(*keys)
+            return self.run(script)
+
+        self._wait.until(attempt, f"never true after {keys!r}: {script}")
+
     @property
     def focus(self) -> str:
         """Id of what has the focus."""
