@@ -24,9 +24,7 @@ def dead_links(page: Path) -> Iterator[str]:
             continue
         name, _, fragment = target.partition("#")
         path = (page.parent / name).resolve() if name else page
-        if not path.exists():
-            yield target
-        elif fragment and fragment not in {anchor(each) for each in HEADING.findall(path.read_text())}:
+        if not path.exists() or (fragment and fragment not in {anchor(each) for each in HEADING.findall(path.read_text())}):
             yield target
 
 
