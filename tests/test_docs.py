@@ -18,13 +18,17 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+def anchors(page: Path) -> set[str]:
+    return {anchor(heading) for heading in HEADING.findall(page.read_text())}
+
+
 def dead_links(page: Path) -> Iterator[str]:
     for target in LINK.findall(page.read_text()):
         if "://" in target:
             continue
         name, _, fragment = target.partition("#")
         path = (page.parent / name).resolve() if name else page
-        if not path.exists() or (fragment and fragment not in {anchor(each) for each in HEADING.findall(path.read_text())}):
+        if not path.exists() or (fragment and fragment not in anchors(path)):
             yield target
 
 
