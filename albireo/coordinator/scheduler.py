@@ -19,6 +19,7 @@ import numpy.typing as npt
 from albireo.config import SamplingMode, SchedulerConfig
 from albireo.coordinator.admission import extras_bound, write_admission
 from albireo.coordinator.block_pool import BlockPool, Blocks
+from albireo.coordinator.preemption import Preemptor
 from albireo.coordinator.prefix_cache import PrefixCache
 from albireo.coordinator.request import NO_SCORES, Request, State, WaitingQueue
 from albireo.coordinator.results import NO_LOGPROBS, ConfirmedRows, Results, SchedulerCounters
@@ -54,7 +55,6 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.admitted: dict[int, list[Admitted]] = {}
         """First admissions by frontend, since the caller last took them."""
-        self._preemptions: list[Preemption] = []
         self._prefixes = PrefixCache(config, hash_key, self.slots, self.pool)
         self._eos_token_ids = eos_token_ids
         self._num_workers = num_workers
@@ -72,6 +72,10 @@ class Scheduler:
         self._prefilling: list[Request] = []
         self._trial = Trial(self.slots)
         self._results = Results(self.slots, self.waiting, self.counters, self._leave, self._go_back)
+        self._preemptor = Preemptor(
+            self.slots, self.swap, self.waiting, self._results, self.counters, self._leave, self._unbind,
+            config.block_size,
+        )  # fmt: skip
 
     # -- requests in and out ------------------------------------------------------------------------------------
 
@@ -128,22 +132,14 @@ class Scheduler:
     def lose_devices(self) -> list[Request]:
         """All that the devices held is gone, and the steps in flight with it: every running request goes back to the
         queue, to be computed again from its tokens. Returns those of which a step may have been in flight."""
-        running = sorted(self.slots.running(), key=self.waiting.order)
         had_steps = self.num_in_flight > 0
         preempted = self._results.lose()
-        for request in running:
-            request.tokens = self.slots.token_ids[request.slot, : self.slots.num_tokens[request.slot]].copy()
-            self.slots.give_back(request.slot)
-            if request.has_grammar:
-                self.grammar_changes.append((request, -1, 0))
-            request.hashes = []
-            self.waiting.push(request)
+        running = self._preemptor.requeue_all()
         self._rows = self._going_back = np.empty(0, np.int32)
         self._rows_changed = True
         self._prefilling.clear()
         self._trial.stop()
         self.swap.lose_all()
-        self.counters.num_preemptions += len(running)
         return running + preempted if had_steps else []
 
     def gain_devices(self, num_blocks: int) -> None:
@@ -230,7 +226,7 @@ class Scheduler:
             ending = self.slots.num_running - self._rows.size - len(self._prefilling) - self._going_back.size
             if ending:
                 return None
-            self._preempt(max(self.slots.running(), key=self.waiting.order), in_need.size)
+            self._preemptor.preempt_last(self.pool, in_need.size)
         return in_need
 
     def _append_row_blocks(self, plan: PlanSlot, slots: Slots) -> None:
@@ -355,41 +351,14 @@ class Scheduler:
             self._going_back = self._going_back[self._going_back != slot]
         self.pool.release(self.slots.give_back(slot))
 
-    def _preempt(self, request: Request, num_needed: int) -> None:
-        """Back to the queue, to go on from its tokens. Those in flight are still delivered. Its full blocks are kept in
-        the swap space or will be computed again. `num_needed`: blocks that rows wait for."""
-        slot, pool = request.slot, self.pool
-        num_tokens = int(self.slots.num_tokens[slot])
-        request.tokens = self.slots.token_ids[slot, :num_tokens].copy()
-        request.num_in_flight = max(0, int(self.slots.num_computed_tokens[slot]) + 1 - num_tokens)
-        if request.num_in_flight:
-            self._results.expect_late(request)
-        # a token that is not computed has no logits
-        is_kept = self.swap.is_on and not request.wants_scores and self._keep_blocks(request)
-        self._preemptions.append(
-            Preemption(
-                request.frontend, request.request_id, num_tokens, is_kept, num_needed, pool.num_free, pool.num_blocks
-            )
-        )
-        self._leave(request)
+    def _unbind(self, request: Request) -> None:
+        """It goes back to the queue: masks of its grammar belong nowhere."""
         if request.has_grammar:
             self.grammar_changes.append((request, -1, 0))
-        request.hashes = []
-        self.waiting.push(request)
-        self.counters.num_preemptions += 1
-
-    def _keep_blocks(self, request: Request) -> bool:
-        """Whether the swap space takes them. Those at its head that others hold too stay where they are, and are looked
-        up when it comes back."""
-        num_full = int(self.slots.num_computed_tokens[request.slot]) // self.config.block_size
-        blocks = self.slots.blocks(request.slot)[:num_full]
-        first = self.pool.num_shared(blocks)
-        return self.swap.keep(request, first, blocks[first:])
 
     def take_preemptions(self) -> list[Preemption]:
         """Since the last call."""
-        taken, self._preemptions = self._preemptions, []
-        return taken
+        return self._preemptor.take()
 
     # -- results ------------------------------------------------------------------------------------------------
 
