@@ -22,14 +22,13 @@ from albireo.coordinator.results import ConfirmedRows
 from albireo.coordinator.run_ahead import RunAhead
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.step_log import StepLog
+from albireo.coordinator.submission import make_request, problem_of, submitted_tokens
 from albireo.coordinator.telemetry import Telemetry
-from albireo.limits import MAX_BAD_WORDS_ENTRIES, MAX_STOP_TOKEN_IDS
 from albireo.messages import (
     Abort,
     Failed,
     GrammarDown,
     Rejected,
-    Resumed,
     Submit,
     ToCoordinator,
     ToFrontend,
@@ -223,16 +222,19 @@ class Coordinator:
             self._outbox.append((request.frontend, answer))
 
     def _submit(self, frontend: int, message: Submit) -> None:
-        whole = len(message.prompt_token_ids) // 4 * 4
-        tokens = np.frombuffer(message.prompt_token_ids[:whole], np.int32)
-        problem = self._problem(frontend, message, tokens)
+        tokens = submitted_tokens(message)
+        problem = problem_of(message, tokens, self._config)
+        if (frontend, message.request_id) in self._requests:
+            problem = "request_id", "this request id is in use"
         if message.grammar is not None and self._grammars.refusal is not None:
             if self._grammars.refusal == DOWN:
                 self._outbox.append((frontend, Failed(message.request_id, self._grammars.refusal, is_transient=True)))
                 return
             problem = message.grammar.field, f"{message.grammar.field}: {self._grammars.refusal}"
         if problem is None:
-            request = self._request(frontend, message, tokens)
+            self._num_arrived += 1
+            max_model_len = self._config.scheduler.max_model_len
+            request = make_request(message, tokens, frontend, self._num_arrived, max_model_len)
             capacity = self._scheduler.capacity_error(request)
             if capacity is None:
                 self._requests[frontend, message.request_id] = request
@@ -243,43 +245,6 @@ class Coordinator:
                 return
             problem = ("max_tokens", capacity)
         self._outbox.append((frontend, Rejected(message.request_id, *problem)))
-
-    def _problem(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> tuple[str, str] | None:
-        """(field, text) of what makes the request impossible. Frontends check the same; a request that slips
-        through must not end the engine."""
-        sampling, limit = message.sampling, self._config.scheduler.max_model_len
-        if (frontend, message.request_id) in self._requests:
-            return "request_id", "this request id is in use"
-        num_outputs = 0 if message.resumed is None else message.resumed.num_output_tokens
-        if tokens.size <= num_outputs or tokens.size >= limit:
-            return "prompt", f"the prompt has {tokens.size} tokens; between 1 and {limit - 1} are possible"
-        if tokens.min() < 0 or tokens.max() >= self._config.vocab_size:
-            return "prompt", f"token ids must lie between 0 and {self._config.vocab_size - 1}"
-        num_eos = 0 if sampling.ignore_eos else len(self._config.eos_token_ids)
-        if num_eos + len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            return "stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS - num_eos} ids are possible"
-        if sum(len(word) + 1 for word in sampling.bad_words) > MAX_BAD_WORDS_ENTRIES:
-            return "bad_words", f"their tokens, and one more for each word, may be {MAX_BAD_WORDS_ENTRIES} in all"
-        return None
-
-    def _request(self, frontend: int, message: Submit, tokens: npt.NDArray[np.int32]) -> Request:
-        self._num_arrived += 1
-        resumed = message.resumed or Resumed(0)
-        num_prompt = tokens.size - resumed.num_output_tokens
-        return Request(
-            frontend=frontend,
-            request_id=message.request_id,
-            sampling=message.sampling,
-            tokens=tokens,
-            num_output_tokens=resumed.num_output_tokens,
-            num_scored=resumed.num_scored,
-            num_admissions=0 if message.resumed is None else 1,
-            max_total_tokens=min(num_prompt + message.sampling.max_tokens, self._config.scheduler.max_model_len),
-            priority=message.priority,
-            cache_salt=message.cache_salt,
-            sample_group=message.sample_group,
-            arrival=self._num_arrived,
-        )
 
     # -- confirm, plan, answer ----------------------------------------------------------------------------------
 
