@@ -29,6 +29,8 @@ class EngineInfo(Struct, frozen=True, forbid_unknown_fields=True):
     model_name: str
     host: str
     port: int
+    url: str
+    """Where it listens; of a Unix socket `http+unix:PATH`."""
     flight_fds: dict[str, int]
     """By process name: the supervisor's descriptor of its flight segment."""
 

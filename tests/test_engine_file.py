@@ -28,7 +28,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_running_engine_is_found_and_its_records_are_read(parent: Path) -> None:
     fds = {name: make_flight(name) for name in ("coordinator-0", "worker-0")}
-    info = EngineInfo(os.getpid(), "1", "demo", "127.0.0.1", 8000, fds)
+    info = EngineInfo(os.getpid(), "1", "demo", "127.0.0.1", 8000, "http://127.0.0.1:8000", fds)
     write_engine_file(str(parent / "albireo-x"), info)
     assert find_engines() == [info]
     logs = info.read_flight()
@@ -41,7 +41,9 @@ def test_a_running_engine_is_found_and_its_records_are_read(parent: Path) -> Non
 
 
 def test_dead_engines_and_other_files_are_passed_over(parent: Path) -> None:
-    write_engine_file(str(parent / "albireo-x"), EngineInfo(2**22 + 1, "1", "demo", "127.0.0.1", 8000, {}))
+    write_engine_file(
+        str(parent / "albireo-x"), EngineInfo(2**22 + 1, "1", "demo", "127.0.0.1", 8000, "http://127.0.0.1:8000", {})
+    )
     (parent / "albireo-y").mkdir()
     (parent / "albireo-y" / "engine.json").write_text("{}")
     assert find_engines() == []

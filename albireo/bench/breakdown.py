@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from albireo import child
 from albireo.bench.gpu_use import joules_per_output_token
 from albireo.bench.medians import median_of
 from albireo.bench.metrics import summarise
+from albireo.bench.own_engine import addressed, load_settings
 from albireo.bench.serve import ServeRun, serve_bench
 from albireo.bench.settings import ServeBenchSettings, SettingsError
-from albireo.engine_file import EngineInfo
 from albireo.engine_process import EngineProcess, EngineProcessError
+from albireo.serve_flags import has_replicas
 from albireo.shm.flight import FlightLog
 from albireo.trace.overlap import Overlap, measure
 from albireo.trace.steps import Steps, find_steps
@@ -25,7 +27,6 @@ from albireo.trace.window import middle
 
 GANTT_STEPS = 4
 MAX_RUN_AHEAD = 16
-REQUEST_TIMEOUT_S = 3600.0
 
 
 class BreakdownError(Exception):
@@ -73,6 +74,8 @@ def settings_from(args: argparse.Namespace, serve_flags: Sequence[str]) -> Break
         if getattr(args, name) < bound:
             flag = "--" + name.replace("_", "-")
             raise SettingsError(f"{flag} must be at least {bound}, not {getattr(args, name)}")
+    if has_replicas(serve_flags):
+        raise SettingsError("--replicas must be 1: the steps of one engine are measured, under a batch that is its own")
     if not args.temperature >= 0:
         raise SettingsError(f"--temperature must be at least 0, not {args.temperature:g}")
     return BreakdownSettings(
@@ -124,7 +127,7 @@ def _turn(settings: BreakdownSettings, run_ahead: int) -> Turn:
         with EngineProcess(arguments) as engine:
             # the client stands for machines elsewhere: it must not take the device's cores
             with child.giving_way():
-                run = serve_bench(_load(settings, engine), api_key=None)
+                run = serve_bench(addressed(_load(settings), engine, settings.serve_flags), api_key=None)
             logs = engine.read_flight()
     except EngineProcessError as error:
         raise BreakdownError(str(error)) from None
@@ -143,38 +146,11 @@ def _turn(settings: BreakdownSettings, run_ahead: int) -> Turn:
     )
 
 
-def _load(settings: BreakdownSettings, engine: EngineInfo) -> ServeBenchSettings:
+def _load(settings: BreakdownSettings) -> ServeBenchSettings:
     """`batch` requests at once; the next wave begins as they end."""
-    return ServeBenchSettings(
-        base_url=f"http://127.0.0.1:{engine.port}",
-        endpoint="/v1/completions",
-        model=engine.model_name,
-        tokenizer=settings.model,
-        prompt_format="ids",
-        input_len=settings.input_len,
-        prefix_len=0,
-        output_len=settings.output_len,
-        num_prompts=settings.batch * settings.waves,
-        num_warmups=settings.batch,
-        request_rate=float("inf"),
-        burstiness=1.0,
-        max_concurrency=settings.batch,
-        ignore_eos=True,
-        temperature=settings.temperature,
-        top_p=None,
-        top_k=None,
-        min_p=None,
-        extra_body={},
-        headers={},
-        seed=0,
-        percentile_metrics=(),
-        metric_percentiles=(),
-        goodput={},
-        request_timeout_s=REQUEST_TIMEOUT_S,
-        insecure=False,
-        label=None,
-        metadata={},
-    )
+    num_prompts = settings.batch * settings.waves
+    load = load_settings(settings.model, num_prompts, settings.input_len, settings.output_len)
+    return replace(load, num_warmups=settings.batch, max_concurrency=settings.batch, temperature=settings.temperature)
 
 
 def _measured_steps(settings: BreakdownSettings, run: ServeRun, logs: Sequence[FlightLog]) -> Steps:

@@ -10,6 +10,7 @@ import msgspec
 from albireo.bench.breakdown import BreakdownSettings, Turn, of_run_ahead
 from albireo.bench.machine import describe_machine, describe_versions
 from albireo.bench.report import save_result
+from albireo.serve_flags import shown
 from albireo.trace.overlap import PartTime
 from albireo.trace.text_table import aligned, markdown
 
@@ -79,7 +80,7 @@ def command_line(settings: BreakdownSettings) -> str:
         "--rounds": settings.rounds,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    behind = ["--", *settings.serve_flags] if settings.serve_flags else []
+    behind = ["--", *shown(settings.serve_flags)] if settings.serve_flags else []
     return shlex.join(["albireo-run", "bench", "breakdown", Path(settings.model).name, *words, *behind])
 
 
@@ -87,7 +88,7 @@ def save(path: Path, settings: BreakdownSettings, turns: Sequence[Turn]) -> None
     """Every turn, not only medians. Raises OSError."""
     record: dict[str, object] = {
         "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
-        "settings": msgspec.to_builtins(settings),
+        "settings": msgspec.to_builtins(settings) | {"serve_flags": shown(settings.serve_flags)},
         "machine": describe_machine(),
         "versions": describe_versions(),
         "turns": msgspec.to_builtins(turns, str_keys=True),

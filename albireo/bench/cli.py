@@ -73,7 +73,7 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
     """Raises SettingsError."""
     from albireo.bench import settings as parse
 
-    is_random = args.dataset_name == "random"
+    is_random, is_chat = args.dataset_name == "random", args.backend == "openai-chat"
     for flag, value in {"--input-len": args.input_len, "--prefix-len": args.prefix_len}.items():
         if value is not None and not is_random:
             raise parse.SettingsError(f"{flag} is for --dataset-name random: the prompts of {args.dataset_name} are as "
@@ -83,11 +83,11 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
     host = f"[{args.host}]" if ":" in args.host else args.host
     settings = parse.ServeBenchSettings(
         base_url=(args.base_url or f"http://{host}:{args.port}").rstrip("/"),
-        endpoint=args.endpoint,
+        endpoint=args.endpoint or ("/v1/chat/completions" if is_chat else "/v1/completions"),
         model=args.served_model_name or args.model,
         # A local --model names the tokenizer even when the server knows the model by another name.
         tokenizer=args.tokenizer or args.model,
-        prompt_format=args.prompt_format,
+        prompt_format=args.prompt_format or ("text" if is_chat else "ids"),
         input_len=1024 if args.input_len is None else args.input_len,
         prefix_len=args.prefix_len or 0,
         output_len=128 if is_random and args.output_len is None else args.output_len,
@@ -113,16 +113,24 @@ def _settings(args: argparse.Namespace) -> "ServeBenchSettings":
         metadata=parse.parse_key_values(args.metadata, "--metadata"),
         dataset_name=args.dataset_name,
         dataset_path=args.dataset_path,
+        backend=args.backend,
     )
     parse.check(settings)
     return settings
 
 
 def _add_server_flags(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--base-url", help="server's URL, e.g. http://127.0.0.1:8000; instead of --host and --port")
+    group.add_argument(
+        "--backend", choices=["openai", "openai-chat"], default="openai",
+        help="send completions (the default) or chat completions, each prompt as a user message",
+    )  # fmt: skip
+    group.add_argument(
+        "--base-url",
+        help="server's URL, in place of --host and --port: http://127.0.0.1:8000, or http+unix:PATH of a Unix socket",
+    )
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=8000)
-    group.add_argument("--endpoint", default="/v1/completions")
+    group.add_argument("--endpoint", help="default: /v1/completions, or the backend's /v1/chat/completions")
     group.add_argument("--model", help="model's name, or its folder; default: the first of the server's /v1/models")
     group.add_argument("--served-model-name", help="model's name in requests, when --model is a folder")
     group.add_argument("--tokenizer", help="folder with tokenizer.json, or hub id; default: --model")
@@ -161,7 +169,9 @@ def _add_workload_flags(group: "argparse._ArgumentGroup") -> None:
         metavar="TOKENS", help="to generate (default: 128, or what the dataset says of each prompt)",
     )  # fmt: skip
     group.add_argument(
-        "--prompt-format", choices=["ids", "text"], default="ids", help="(ours) send prompts as token ids or as text"
+        "--prompt-format",
+        choices=["ids", "text"],
+        help="(ours) send prompts as token ids (the default) or as text (a chat's only one)",
     )
     group.add_argument(
         "--ignore-eos",

@@ -4,9 +4,11 @@ import asyncio
 import ssl
 import time
 from typing import Protocol, cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import httptools
+
+from albireo.server_url import split_url
 
 
 class ConnectionClosedError(OSError):
@@ -126,7 +128,9 @@ class ConnectionPool:
     """Connections to one server, as many as there are requests at once; idle ones are used again, last in first out."""
 
     def __init__(self, base_url: str, insecure: bool = False) -> None:
-        self.url: SplitResult = urlsplit(base_url)
+        """`base_url`: as of `split_url`. `insecure`: the server's certificate is not verified."""
+        self.url: SplitResult
+        self.url, self._unix_path = split_url(base_url)
         self.opened = 0
         self._idle: list[HttpConnection] = []
         self._address: str | None = None
@@ -171,11 +175,16 @@ class ConnectionPool:
             connection.close()
 
     async def _connect(self) -> HttpConnection:
-        address = await self.resolve()
         name = self.url.hostname if self._ssl else None
-        _, connection = await asyncio.get_running_loop().create_connection(
-            HttpConnection, address, self._port(), ssl=self._ssl, server_hostname=name
-        )
+        loop = asyncio.get_running_loop()
+        if self._unix_path is not None:
+            _, connection = await loop.create_unix_connection(
+                HttpConnection, self._unix_path, ssl=self._ssl, server_hostname=name
+            )
+        else:
+            _, connection = await loop.create_connection(
+                HttpConnection, await self.resolve(), self._port(), ssl=self._ssl, server_hostname=name
+            )
         self.opened += 1
         return connection
 

@@ -9,14 +9,14 @@ from albireo.bench.settings import ServeBenchSettings
 
 
 def completion_body(settings: ServeBenchSettings, model: str, prompt: Prompt) -> bytes:
-    """JSON body of one streamed /v1/completions request; sampling fields that were not given are left out."""
-    body: dict[str, object] = {
-        "model": model,
-        "prompt": prompt.ids if settings.prompt_format == "ids" else prompt.text,
-        "max_tokens": settings.output_len_of(prompt),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    """JSON body of one streamed request to the settings' backend; sampling fields that were not given are left out."""
+    body: dict[str, object] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
+    if settings.backend == "openai-chat":
+        body["messages"] = [{"role": "user", "content": prompt.text}]
+        body["max_completion_tokens"] = settings.output_len_of(prompt)
+    else:
+        body["prompt"] = prompt.ids if settings.prompt_format == "ids" else prompt.text
+        body["max_tokens"] = settings.output_len_of(prompt)
     if settings.ignore_eos:
         body["ignore_eos"] = True
     for name in ("temperature", "top_p", "top_k", "min_p"):

@@ -7,7 +7,7 @@ import uvloop
 from msgspec import Struct
 
 from albireo.bench.datasets import make_prompts
-from albireo.bench.own_engine import duration_s, load_settings, own_engine, waves
+from albireo.bench.own_engine import addressed, duration_s, load_settings, own_engine, waves
 from albireo.bench.progress import progress_bar
 from albireo.bench.prompts import load_tokenizer
 from albireo.bench.settings import SettingsError
@@ -62,9 +62,10 @@ def summarise(latencies: list[float]) -> LatencyResult:
 
 async def _iterate(settings: LatencySettings, engine: EngineInfo) -> list[float]:
     load = load_settings(settings.model, settings.batch_size, settings.input_len, settings.output_len)
+    load = addressed(load, engine, settings.serve_flags)
     _, prompts = make_prompts(load, load_tokenizer(settings.model))
     latencies = []
-    async with waves(load, engine, prompts) as batch:
+    async with waves(load, prompts) as batch:
         async with progress_bar("warming up with", settings.num_iters_warmup, "batches") as advance:
             for _ in range(settings.num_iters_warmup):
                 await batch.send()

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 
 from albireo.bench.connection import ConnectionPool
-from albireo.bench.event_stream import EventStream
+from albireo.bench.event_stream import COMPLETION_TOKENS, EventStream
 
 
 async def offer(
@@ -16,14 +17,15 @@ async def offer(
     max_concurrency: int | None,
     timeout_s: float,
     on_done: Callable[[], None] = lambda: None,
+    token_event: re.Pattern[bytes] = COMPLETION_TOKENS,
 ) -> list[EventStream]:
     """Sends `requests[i]` at `due_s[i]` seconds from now and returns their streams in order once all have ended;
-    `on_done` is called as each of them ends.
+    `on_done` is called as each of them ends. `token_event`: as of EventStream.
 
     As in `vllm bench serve`, a request that waits for its turn under `max_concurrency` starts, and its clock with
     it, when it gets that turn; opening a connection counts as part of the request.
     """
-    streams = [EventStream() for _ in requests]
+    streams = [EventStream(token_event) for _ in requests]
     turns = asyncio.Semaphore(max_concurrency) if max_concurrency is not None else contextlib.nullcontext()
     started_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:

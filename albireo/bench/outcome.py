@@ -19,13 +19,27 @@ class Usage(Struct):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
+class Delta(Struct, frozen=True):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
 class Choice(Struct):
     text: str | None = None
+    delta: Delta = Delta()
+    """In place of `text`, of a chat."""
     finish_reason: str | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        delta = self.delta
+        return bool(self.text or delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
 
 
 class CompletionEvent(Struct):
-    """One event of a streamed completion; other fields are ignored."""
+    """One event of a streamed completion, of a text or of a chat; other fields are ignored."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
@@ -76,7 +90,9 @@ def judge(stream: EventStream, prompt_tokens: int) -> RequestOutcome:
     ending = last.choices[0]
     chunks = stream.chunk_ns
     # An empty chunk that only says why the stream ended delivers no token (llama.cpp's): no gap is measured to it.
-    tokens_until = len(chunks) - 1 if len(chunks) > 1 and ending.finish_reason and not ending.text else len(chunks)
+    tokens_until = (
+        len(chunks) - 1 if len(chunks) > 1 and ending.finish_reason and not ending.has_tokens else len(chunks)
+    )
     usage = next((event.usage for event in reversed([last, *others]) if event.usage is not None), Usage())
     counted = usage.completion_tokens is not None
     details = usage.prompt_tokens_details or PromptTokensDetails()
@@ -88,7 +104,7 @@ def judge(stream: EventStream, prompt_tokens: int) -> RequestOutcome:
         cached_tokens=details.cached_tokens or 0,
         counted_by_server=counted,
         token_chunks=tokens_until,
-        empty_start=not first.choices[0].text,
+        empty_start=not first.choices[0].has_tokens,
         ttft_ns=chunks[0] - stream.start_ns,
         e2e_ns=chunks[-1] - stream.start_ns,
         itl_ns=[after - before for before, after in pairwise(chunks[:tokens_until])],

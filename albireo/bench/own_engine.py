@@ -1,9 +1,11 @@
-"""An engine of the benchmark's own, started as a server on this machine and asked over HTTP: waves of requests, all
-sent at once. Behind `bench latency` and `bench throughput`."""
+"""An engine of the benchmark's own, started as a server on this machine and asked over HTTP: its load, and waves of
+requests, all sent at once. Behind `bench latency`, `bench throughput` and `bench breakdown`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+
+from msgspec.structs import replace
 
 from albireo.bench.connection import ConnectionPool
 from albireo.bench.http_requests import completion_body, http_request
@@ -12,9 +14,9 @@ from albireo.bench.outcome import RequestOutcome, judge
 from albireo.bench.progress import progress_bar
 from albireo.bench.prompts import Prompt
 from albireo.bench.settings import ServeBenchSettings
-from albireo.config import environment_api_keys
 from albireo.engine_file import EngineInfo
 from albireo.engine_process import EngineProcess
+from albireo.serve_flags import server_api_key
 
 REQUEST_TIMEOUT_S = 3600.0
 
@@ -24,7 +26,7 @@ class WaveError(Exception):
 
 
 def load_settings(model: str, num_prompts: int, input_len: int, output_len: int | None) -> ServeBenchSettings:
-    """All at once, as long as they should be, as the server samples by default."""
+    """All at once, as long as they should be, as the server samples by default; for no server yet (`addressed`)."""
     return ServeBenchSettings(
         base_url="http://127.0.0.1",
         endpoint="/v1/completions",
@@ -57,6 +59,14 @@ def load_settings(model: str, num_prompts: int, input_len: int, output_len: int 
     )
 
 
+def addressed(settings: ServeBenchSettings, engine: EngineInfo, serve_flags: Sequence[str]) -> ServeBenchSettings:
+    """The same for this engine, which these flags have started: over TCP or a Unix socket, with a key of its own, and
+    whatever its certificate says: it was given that a moment ago, on this machine."""
+    key = server_api_key(serve_flags)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return replace(settings, base_url=engine.url, model=engine.model_name, headers=headers, insecure=True)
+
+
 @contextmanager
 def own_engine(model: str, serve_flags: Sequence[str]) -> Iterator[EngineInfo]:
     """Without a prefix cache, as in vLLM: the same prompts again would measure little but that. Raises
@@ -69,21 +79,14 @@ def own_engine(model: str, serve_flags: Sequence[str]) -> Iterator[EngineInfo]:
 class Waves:
     """Sends the same prompts to one engine again and again, on connections that stay open."""
 
-    def __init__(
-        self, pool: ConnectionPool, settings: ServeBenchSettings, engine: EngineInfo, prompts: Sequence[Prompt]
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, settings: ServeBenchSettings, prompts: Sequence[Prompt]) -> None:
+        """`settings`: addressed."""
         self._pool = pool
         self._settings = settings
         self._prompts = prompts
-        # the server has the keys of the environment too
-        keys = environment_api_keys()
-        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-        self._requests = [
-            http_request(
-                "POST", settings.endpoint, pool.url.netloc, headers, completion_body(settings, engine.model_name, p)
-            )
-            for p in prompts
-        ]
+        model, host = settings.model or "", pool.url.netloc
+        bodies = [completion_body(settings, model, prompt) for prompt in prompts]
+        self._requests = [http_request("POST", settings.endpoint, host, settings.headers, body) for body in bodies]
 
     async def send(self, title: str | None = None) -> list[RequestOutcome]:
         """One wave, with a bar where it has a title. Raises WaveError when a request fails."""
@@ -102,11 +105,11 @@ class Waves:
 
 
 @asynccontextmanager
-async def waves(settings: ServeBenchSettings, engine: EngineInfo, prompts: Sequence[Prompt]) -> AsyncIterator[Waves]:
-    """Waves to this engine; its connections are closed at the end."""
-    pool = ConnectionPool(f"http://127.0.0.1:{engine.port}")
+async def waves(settings: ServeBenchSettings, prompts: Sequence[Prompt]) -> AsyncIterator[Waves]:
+    """Waves to the engine that the settings are addressed to; its connections are closed at the end."""
+    pool = ConnectionPool(settings.base_url, settings.insecure)
     try:
-        yield Waves(pool, settings, engine, prompts)
+        yield Waves(pool, settings, prompts)
     finally:
         pool.close()  # uvloop's loop.close() never returns while a connection is open
         await asyncio.sleep(0)

@@ -57,7 +57,8 @@ def remarks(settings: ServeBenchSettings, run: ServeRun, metrics: RunMetrics) ->
         found.append(f"the dataset has {different} prompts that can be used: some were sent several times")
     sent = sum(len(p.ids) for p, o in pairs if o.error is None)
     if metrics.total_input_tokens != sent:
-        found.append(f"the server counted {metrics.total_input_tokens} prompt tokens where {sent} were sent")
+        counted_by = "the server and its chat template" if settings.backend == "openai-chat" else "the server"
+        found.append(f"{counted_by} counted {metrics.total_input_tokens} prompt tokens where {sent} were sent")
     return found
 
 
@@ -72,6 +73,7 @@ def result_record(
     record: dict[str, object] = {
         "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
         "label": settings.label,
+        "backend": settings.backend,
         "model_id": run.model,
         "tokenizer_id": run.tokenizer,
         "num_prompts": settings.num_prompts,

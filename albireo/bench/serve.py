@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from albireo.bench.arrivals import arrival_times_s
 from albireo.bench.connection import ConnectionPool, KeptBody
 from albireo.bench.datasets import make_prompts
+from albireo.bench.event_stream import CHAT_TOKENS, COMPLETION_TOKENS
 from albireo.bench.gpu_use import GpuUse, GpuWatch
 from albireo.bench.http_requests import completion_body, http_request
 from albireo.bench.load import offer
@@ -118,7 +120,7 @@ async def _measure(
     opened_before = pool.opened
     async with progress_bar("measuring", len(requests)) as advance, _watching(watch, pool, headers):
         with SelfWatch() as self_watch:
-            streams = await offer(pool, requests, load.due_s, most, timeout_s, advance)
+            streams = await offer(pool, requests, load.due_s, most, timeout_s, advance, _token_event(settings))
     opened = pool.opened - opened_before
     gpu_use = await gpu.end()
     outcomes = [judge(stream, len(prompt.ids)) for stream, prompt in zip(streams, load.prompts, strict=True)]
@@ -154,14 +156,18 @@ def _request(
     return http_request("POST", path, pool.url.netloc, headers, completion_body(settings, model, prompt))
 
 
+def _token_event(settings: ServeBenchSettings) -> re.Pattern[bytes]:
+    return CHAT_TOKENS if settings.backend == "openai-chat" else COMPLETION_TOKENS
+
+
 async def _warm_up(pool: ConnectionPool, settings: ServeBenchSettings, requests: Sequence[bytes]) -> float:
     """Seconds it took. Raises BenchError when a request fails: the measured ones would too, and more slowly."""
     if not requests:
         return 0.0
     before = time.perf_counter()
-    due_s = [0.0] * len(requests)
+    due_s, most, timeout_s = [0.0] * len(requests), settings.max_concurrency, settings.request_timeout_s
     async with progress_bar("warming up with", len(requests)) as advance:
-        streams = await offer(pool, requests, due_s, settings.max_concurrency, settings.request_timeout_s, advance)
+        streams = await offer(pool, requests, due_s, most, timeout_s, advance, _token_event(settings))
     errors = [error for stream in streams if (error := judge(stream, 0).error) is not None]
     if errors:
         raise BenchError(f"{len(errors)} of {len(requests)} warm-up requests failed; the first: {errors[0]}")

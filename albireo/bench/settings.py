@@ -7,11 +7,13 @@ from typing import Literal
 from msgspec import Struct
 
 from albireo.bench.prompts import Prompt
+from albireo.server_url import url_problem
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 """Those with one value per request; `itl` has one per chunk."""
 
+Backend = Literal["openai", "openai-chat"]
 PromptFormat = Literal["ids", "text"]
 DatasetName = Literal["random", "sharegpt", "custom"]
 
@@ -24,14 +26,14 @@ class ServeBenchSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Names and meanings are those of `vllm bench serve`, except where a docstring says `ours`."""
 
     base_url: str
-    """Without the endpoint, e.g. `http://127.0.0.1:8000`."""
+    """Without the endpoint, e.g. `http://127.0.0.1:8000`, or `http+unix:PATH`."""
     endpoint: str
     model: str | None
     """Name sent in each request; None asks the server's /v1/models for the first one."""
     tokenizer: str | None
     """Folder, tokenizer.json or hub id; None falls back to `model`, then to the root that the server names."""
     prompt_format: PromptFormat
-    """Ours: prompts as token ids or as text; both of exactly the same tokens."""
+    """Ours: prompts as token ids or as text; both of exactly the same tokens. A chat takes text alone."""
     input_len: int
     """Tokens of its own in each random prompt, special tokens included."""
     prefix_len: int
@@ -64,6 +66,8 @@ class ServeBenchSettings(Struct, frozen=True, forbid_unknown_fields=True):
     metadata: dict[str, str]
     dataset_name: DatasetName = "random"
     dataset_path: str | None = None
+    backend: Backend = "openai"
+    """Whose requests are sent: completions or, as user messages, chat completions."""
 
     def output_len_of(self, prompt: Prompt) -> int:
         """Tokens to generate for it."""
@@ -139,7 +143,15 @@ def check(settings: ServeBenchSettings) -> None:
         raise SettingsError(f"--dataset-name {settings.dataset_name} needs the file: name it with --dataset-path")
     if settings.dataset_name == "random" and settings.dataset_path is not None:
         raise SettingsError("--dataset-path needs --dataset-name sharegpt or custom")
-    if not settings.base_url.startswith(("http://", "https://")):
-        raise SettingsError(f"--base-url must start with http:// or https://, not {settings.base_url!r}")
-    if "chat/completions" in settings.endpoint:
-        raise SettingsError("--endpoint: only /v1/completions can be measured so far; chat completions cannot")
+    if (problem := url_problem(settings.base_url)) is not None:
+        raise SettingsError(f"--base-url {problem}")
+    _check_backend(settings)
+
+
+def _check_backend(settings: ServeBenchSettings) -> None:
+    is_chat = settings.backend == "openai-chat"
+    if is_chat != settings.endpoint.rstrip("/").endswith("/chat/completions"):
+        theirs = "openai" if is_chat else "openai-chat"
+        raise SettingsError(f"--endpoint {settings.endpoint} needs --backend {theirs}, not {settings.backend}")
+    if is_chat and settings.prompt_format == "ids":
+        raise SettingsError("--prompt-format ids needs --backend openai: a chat's messages are text")

@@ -6,10 +6,9 @@ import uvloop
 from msgspec import Struct
 
 from albireo.bench.datasets import make_prompts
-from albireo.bench.own_engine import duration_s, own_engine, waves
+from albireo.bench.own_engine import addressed, duration_s, own_engine, waves
 from albireo.bench.prompts import load_tokenizer
 from albireo.bench.settings import ServeBenchSettings
-from albireo.engine_file import EngineInfo
 
 
 class Throughput(Struct, frozen=True):
@@ -31,12 +30,12 @@ def measure_throughput(model: str, load: ServeBenchSettings, serve_flags: tuple[
         own_engine(model, serve_flags) as engine,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(_all_at_once(model, load, engine))
+        return runner.run(_all_at_once(model, addressed(load, engine, serve_flags)))
 
 
-async def _all_at_once(model: str, load: ServeBenchSettings, engine: EngineInfo) -> Throughput:
+async def _all_at_once(model: str, load: ServeBenchSettings) -> Throughput:
     _, prompts = make_prompts(load, load_tokenizer(load.tokenizer or model))
-    async with waves(load, engine, prompts) as wave:
+    async with waves(load, prompts) as wave:
         outcomes = await wave.send("measuring")
     seconds = duration_s(outcomes)
     output = sum(outcome.output_tokens for outcome in outcomes)

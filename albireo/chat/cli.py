@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from albireo.server_url import url_problem
+
 if TYPE_CHECKING:
     from albireo.chat.client import ChatClient
 
@@ -25,7 +27,10 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="checkpoint folder to serve (default: the bundled demo model)"
     )
     server = parser.add_argument_group("a running server")
-    server.add_argument("--base-url", metavar="URL", help="e.g. http://127.0.0.1:8000; any OpenAI-compatible server")
+    server.add_argument(
+        "--base-url", metavar="URL",
+        help="e.g. http://127.0.0.1:8000, or http+unix:PATH of a Unix socket; any OpenAI-compatible server",
+    )  # fmt: skip
     server.add_argument("--api-key", metavar="KEY", help="default: ALBIREO_API_KEY of the environment")
     server.add_argument("--model", dest="model_name", metavar="NAME", help="default: the first of its /v1/models")
     server.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
@@ -75,9 +80,8 @@ def _contradiction(args: argparse.Namespace, serve_flags: Sequence[str]) -> str 
         return f"{args.model} would be served by a server of its own: leave it out, or leave out --base-url"
     if serve_flags:
         return "flags behind `--` are for a server that is started here: leave them out, or leave out --base-url"
-    if not args.base_url.startswith(("http://", "https://")):
-        return f"--base-url must start with http:// or https://, not {args.base_url!r}"
-    return None
+    problem = url_problem(args.base_url)
+    return problem and f"--base-url {problem}"
 
 
 @contextmanager
@@ -86,11 +90,13 @@ def _client(args: argparse.Namespace, serve_flags: Sequence[str]) -> "Iterator[C
     from albireo.chat.client import ChatClient
     from albireo.config import environment_api_keys
     from albireo.engine_process import EngineProcess
+    from albireo.serve_flags import server_api_key
 
-    api_key = args.api_key or next(iter(environment_api_keys()), None)
     if args.base_url is not None:
+        api_key = args.api_key or next(iter(environment_api_keys()), None)
         yield ChatClient(args.base_url, api_key, args.model_name, args.insecure)
         return
     arguments = [*([args.model] if args.model else []), "--disable-uvicorn-access-log", *serve_flags]
     with EngineProcess(arguments, shows_start=True) as engine:
-        yield ChatClient(f"http://127.0.0.1:{engine.port}", api_key, engine.model_name)
+        # nothing to verify: it was given its certificate a moment ago, on this machine
+        yield ChatClient(engine.url, server_api_key(serve_flags), engine.model_name, insecure=True)

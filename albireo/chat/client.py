@@ -5,13 +5,15 @@ Blocking on purpose: a Ctrl-C interrupts the read, and closing the connection is
 
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+
+from albireo.server_url import split_url
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 600.0
@@ -65,9 +67,9 @@ class ChatClient:
     """One model of one server."""
 
     def __init__(self, base_url: str, api_key: str | None, model: str | None = None, insecure: bool = False) -> None:
-        """Asks the server for its first model when none is named. Raises ChatError."""
+        """`base_url`: as of `split_url`. Asks the server for its first model when none is named. Raises ChatError."""
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._url = urlsplit(self.base_url)
+        self._url, self._unix_path = split_url(self.base_url)
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -136,9 +138,27 @@ class ChatClient:
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._url.hostname or "", self._url.port
+        if self._unix_path is not None:
+            return _UnixConnection(host, self._unix_path, self._ssl)
         if self._ssl is not None:
             return http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=self._ssl)
         return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """Over a Unix socket; `context`: with TLS."""
+
+    def __init__(self, host: str, path: str, context: ssl.SSLContext | None) -> None:
+        super().__init__(host, timeout=CONNECT_TIMEOUT_S)
+        self._path = path
+        self._context = context
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+        if self._context is not None:
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
 
 
 def _ssl_context(insecure: bool) -> ssl.SSLContext:

@@ -71,7 +71,8 @@ def run_engine(
             if num_replicas > 1:
                 device = f"{num_replicas} replicas of {device}"
             flight = {name: fd for segments in replicas for name, fd in segments.flight.items()}
-            info = EngineInfo(os.getpid(), __version__, model_name, listener.host, listener.port, flight)
+            where = (listener.host, listener.port, listener.url)
+            info = EngineInfo(os.getpid(), __version__, model_name, *where, flight)
             write_engine_file(run_dir, info)
             display.ready(device, worker.num_kv_blocks * scheduler.block_size, listener.description)
             notifier.ready(f"serving {model_name} at {listener.url}")

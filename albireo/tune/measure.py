@@ -100,7 +100,7 @@ def _measure_engine(
 ) -> Turn:
     """The fixed batch first: it warms the server up. Raises BenchError when a load brings nothing at all."""
     asked = request_settings(settings)
-    asked = msgspec.structs.replace(asked, base_url=f"http://127.0.0.1:{engine.port}", model=engine.model_name)
+    asked = msgspec.structs.replace(asked, base_url=engine.url, insecure=True, model=engine.model_name)
     step, step_remark = _time_steps(settings, asked, degree, engine)
     figures, notes, use = [], [], None
     for label, load in loads.items():

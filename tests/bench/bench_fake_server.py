@@ -66,7 +66,7 @@ class FakeServer:
             content = self.metrics().encode()
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
             return False
-        if path != "/v1/completions":
+        if path not in ("/v1/completions", "/v1/chat/completions"):
             _respond(writer, 404, {"error": {"message": "no such route"}})
             return False
         request = json.loads(body)
@@ -81,19 +81,21 @@ class FakeServer:
         return hung_up or self.close_after_response
 
     async def _stream(self, request: dict[str, object], writer: asyncio.StreamWriter) -> bool:
-        wanted, sent = int(str(request["max_tokens"])), 0
+        is_chat = "messages" in request
+        wanted, sent = int(str(request["max_completion_tokens" if is_chat else "max_tokens"])), 0
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for number in range(-(-wanted // self.tokens_per_chunk)):
             if number == self.hang_up_after:
                 return True
             step = min(self.tokens_per_chunk, wanted - sent)
             sent += step
-            choice = {"index": 0, "text": " a" * step, "finish_reason": "length" if sent == wanted else None}
+            piece = {"delta": {"content": " a" * step}} if is_chat else {"text": " a" * step}
+            choice = {"index": 0, "finish_reason": "length" if sent == wanted else None} | piece
             _event(writer, {"id": "c", "choices": [choice]})
             await writer.drain()
             await asyncio.sleep(0.002)
         if self.send_usage:
-            prompt = request["prompt"]
+            prompt = str(request["messages"]) if is_chat else request["prompt"]
             prompt_tokens = len(prompt) if isinstance(prompt, list) else len(str(prompt).split())
             _event(writer, {"id": "c", "choices": [], "usage": _usage(prompt_tokens, wanted)})
         _chunk(writer, b"data: [DONE]\n\n")

@@ -55,6 +55,8 @@ def test_run_aheads_are_different_numbers() -> None:
         (["--batch", "0"], 2, "--batch must be at least 1, not 0"),
         (["--output-len", "2"], 2, "--output-len must be at least 8, not 2"),
         (["--run-ahead", "x"], 2, "--run-ahead takes different numbers"),
+        (["--", "--replicas", "2"], 2, "--replicas must be 1"),
+        (["--", "--replicas=2"], 2, "--replicas must be 1"),
         (["--", "--max-model-len", "1"], 1, "the server ended with exit code 2: albireo-run serve: argument"),
     ],
 )

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from bench_fake_server import FakeServer
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from albireo.bench.connection import ConnectionClosedError, ConnectionPool, HttpConnection
 from albireo.bench.event_stream import EventStream
+from albireo.bench.http_requests import http_request
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -40,7 +42,7 @@ class Collected:
 
 
 @contextlib.asynccontextmanager
-async def listening(handler: Handler) -> AsyncIterator[ConnectionPool]:
+async def listening(handler: Handler, unix_path: str | None = None) -> AsyncIterator[ConnectionPool]:
     handling = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,8 +52,12 @@ async def listening(handler: Handler) -> AsyncIterator[ConnectionPool]:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    pool = ConnectionPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    if unix_path is not None:
+        server = await asyncio.start_unix_server(handle, unix_path)
+        pool = ConnectionPool(f"http+unix:{unix_path}")
+    else:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        pool = ConnectionPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     try:
         yield pool
     finally:
@@ -113,6 +119,19 @@ def test_a_connection_is_used_again_and_parallel_requests_get_their_own() -> Non
             assert (pool.opened, server.connections) == (3, 3)
 
     asyncio.run(run())
+
+
+def test_a_server_on_a_unix_socket_is_reached_as_it_calls_itself(tmp_path: Path) -> None:
+    server = FakeServer()
+
+    async def run() -> int:
+        async with listening(server.serve, str(tmp_path / "api.sock")) as pool:
+            sink = Collected()
+            await pool.request(http_request("GET", pool.url.path + "/v1/models", pool.url.netloc, {}), sink)
+            return sink.status
+
+    assert asyncio.run(run()) == 200
+    assert "Host: localhost\r\n" in server.headers[0]
 
 
 def test_a_request_on_a_connection_that_went_stale_is_sent_again_on_a_fresh_one() -> None:

@@ -1,8 +1,9 @@
 import json
+import re
 
 import pytest
 
-from albireo.bench.event_stream import EventStream
+from albireo.bench.event_stream import CHAT_TOKENS, COMPLETION_TOKENS, EventStream
 from albireo.bench.outcome import judge
 
 MS = 1_000_000
@@ -15,9 +16,15 @@ def token(text: str = "a", finish_reason: str | None = None, **more: object) -> 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
 
 
-def streamed(events: list[dict[str, object] | str], status: int = 200) -> EventStream:
+def said(finish_reason: str | None = None, **delta: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def streamed(
+    events: list[dict[str, object] | str], status: int = 200, token_event: re.Pattern[bytes] = COMPLETION_TOKENS
+) -> EventStream:
     """Starts at 100 ms; event i arrives at 110 + 10 i ms."""
-    stream = EventStream()
+    stream = EventStream(token_event)
     stream.status, stream.start_ns = status, 100 * MS
     for i, event in enumerate(events):
         payload = event if isinstance(event, str) else json.dumps(event)
@@ -65,6 +72,33 @@ def test_an_empty_last_chunk_delivers_no_token() -> None:
 def test_an_empty_first_chunk_is_told() -> None:
     assert judge(streamed([token(""), token("a", "stop")]), 7).empty_start
     assert not judge(streamed([token("a"), token("", "stop")]), 7).empty_start
+
+
+@pytest.mark.parametrize(
+    "first",
+    [{"content": "a"}, {"reasoning": "a"}, {"reasoning_content": "a"}, {"tool_calls": [{"index": 0, "function": {}}]}],
+)
+def test_a_chat_begins_with_its_first_piece_of_text_reasoning_or_call(first: dict[str, object]) -> None:
+    header = said(role="assistant", content="")
+    usage: dict[str, object] = {"choices": [], "usage": USAGE}
+    events: list[dict[str, object] | str] = [
+        header,
+        said(None, **first),
+        said(content='"finish_reason": "x"'),
+        said("stop"),
+    ]
+    outcome = judge(streamed([*events, usage, "[DONE]"], token_event=CHAT_TOKENS), 7)
+    assert outcome.error is None
+    assert outcome.ttft_ns == 20 * MS
+    assert list(outcome.itl_ns) == [10 * MS]
+    assert (outcome.token_chunks, outcome.output_tokens, outcome.empty_start) == (2, 4, False)
+
+
+def test_a_chat_of_its_end_alone_is_an_answer() -> None:
+    outcome = judge(streamed([said(role="assistant", content=""), said("stop"), "[DONE]"], token_event=CHAT_TOKENS), 7)
+    assert (outcome.error, outcome.ttft_ns) == (None, 20 * MS)
+    only_header = judge(streamed([said(role="assistant", content=""), "[DONE]"], token_event=CHAT_TOKENS), 7)
+    assert only_header.error == "the stream ended without a token"
 
 
 def test_a_single_token_has_no_time_per_further_token() -> None:

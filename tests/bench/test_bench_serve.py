@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from bench_fake_server import FakeServer, running
@@ -64,6 +65,19 @@ def test_prompts_go_out_as_ids_of_the_right_length_with_the_sampling_that_was_se
 def test_prompts_may_go_out_as_text(server: FakeServer) -> None:
     assert bench(server, "--prompt-format", "text") == 0
     assert all(isinstance(body["prompt"], str) for body in server.bodies)
+
+
+def test_a_chat_backend_sends_each_prompt_as_a_message(server: FakeServer, tmp_path: Path) -> None:
+    flags = ["--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--temperature", "0"]
+    code, record = saved(server, tmp_path, *flags)
+    assert (code, record["backend"], record["total_output_tokens"]) == (0, "openai-chat", 30)
+    for body in server.bodies:
+        (message,) = cast(list[dict[str, str]], body["messages"])
+        assert message["role"] == "user"
+        assert len(message["content"].split()) > 1
+        assert (body["max_completion_tokens"], body["stream"], body["temperature"]) == (5, True, 0)
+        assert not {"prompt", "max_tokens"} & body.keys()
+    assert bench(server, "--backend", "openai-chat") == 0  # the endpoint goes with it
 
 
 def test_no_more_requests_run_at_once_than_allowed(server: FakeServer, tmp_path: Path) -> None:
@@ -163,7 +177,10 @@ def test_the_key_and_extra_headers_are_sent_and_not_saved(
         (["--dataset-name", "sharegpt"], "--input-len is for --dataset-name random"),
         (["--dataset-path", "x"], "--dataset-path needs --dataset-name"),
         (["--plot", "picture.gif"], "--plot makes .png and .svg files"),
-        (["--endpoint", "/v1/chat/completions"], "--endpoint"),
+        (["--endpoint", "/v1/chat/completions"], "--endpoint /v1/chat/completions needs --backend openai-chat"),
+        (["--backend", "openai-chat", "--endpoint", "/v1/completions"], "needs --backend openai, not openai-chat"),
+        (["--backend", "openai-chat", "--prompt-format", "ids"], "--prompt-format ids needs --backend openai"),
+        (["--base-url", "http+unix:"], "--base-url needs the socket's path"),
         (["--num-prompts", "0"], "--num-prompts"),
         (["--max-concurrency", "0"], "--max-concurrency"),
         (["--request-rate", "nan"], "--request-rate"),

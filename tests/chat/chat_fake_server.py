@@ -1,6 +1,7 @@
 """A chat server of the tests' own: answers as told, and keeps what it was asked."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from typing import Any
 class FakeChatServer(ThreadingHTTPServer):
     """`events` are streamed in answer to each question, `[DONE]` among them; or `status` with `error`."""
 
-    def __init__(self) -> None:
+    def __init__(self, unix_path: str | None = None) -> None:
+        self._unix_path = unix_path
+        self.address_family = socket.AF_INET if unix_path is None else socket.AF_UNIX
         super().__init__(("127.0.0.1", 0), _Handler)
         self.events: list[dict[str, Any] | str] = [*map(said, ["Hel", "lo"]), finished(), usage(), "[DONE]"]
         self.status = 200
@@ -20,8 +23,16 @@ class FakeChatServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
 
+    def server_bind(self) -> None:
+        if self._unix_path is None:
+            super().server_bind()
+        else:
+            self.socket.bind(self._unix_path)
+
     @property
     def url(self) -> str:
+        if self._unix_path is not None:
+            return f"http+unix:{self._unix_path}"
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -66,8 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running() -> Iterator[FakeChatServer]:
-    with FakeChatServer() as server:
+def running(unix_path: str | None = None) -> Iterator[FakeChatServer]:
+    with FakeChatServer(unix_path) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

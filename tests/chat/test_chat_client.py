@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from chat_fake_server import FakeChatServer, running, said
@@ -26,6 +27,13 @@ def test_an_answer_comes_in_pieces_with_its_figures(server: FakeChatServer) -> N
     told = describe(client.stats)
     assert told.startswith("2 tokens, ")
     assert told.endswith("prompt 7 tokens (4 of them cached)")
+
+
+def test_a_server_on_a_unix_socket_is_reached_as_it_calls_itself(tmp_path: Path) -> None:
+    with running(str(tmp_path / "api.sock")) as server:
+        assert ask(ChatClient(server.url, None)) == "Hello"
+    with pytest.raises(ChatError, match=r"cannot reach http\+unix:.*/api\.sock: Connection refused"):
+        ChatClient(server.url, None)
 
 
 def test_the_key_is_sent_and_a_base_url_may_end_in_v1(server: FakeChatServer) -> None:

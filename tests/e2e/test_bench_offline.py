@@ -17,6 +17,18 @@ def bench(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def self_signed(folder: Path) -> str:
+    """A certificate and its key in one file."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
+         "-subj", "/CN=elsewhere"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    cert.write_text(cert.read_text() + key.read_text())
+    return str(cert)
+
+
 def test_latency_measures_batches_one_after_another(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     flags = [
@@ -31,7 +43,9 @@ def test_latency_measures_batches_one_after_another(tmp_path: Path) -> None:
         "--num-iters-warmup",
         "1",
     ]
-    engine = ["--", "--device", "null", "--null-step-ms", "10"]
+    # what its server is reached by, and the key, are the benchmark's to find out
+    where = ["--uds", str(tmp_path / "api.sock"), "--api-key", "k"]
+    engine = ["--", "--device", "null", "--null-step-ms", "10", *where]
     code, output, _ = bench("latency", *flags, "--output-json", str(file), *engine)
     assert code == 0
     assert output.startswith("Seconds for a batch of 4, over HTTP, 3 iterations")
@@ -47,8 +61,9 @@ def test_throughput_counts_the_tokens_of_all_prompts(tmp_path: Path) -> None:
     data, file = tmp_path / "prompts.jsonl", tmp_path / "out.json"
     data.write_text("".join(json.dumps({"prompt": "x", "output_tokens": n}) + "\n" for n in (3, 4, 5)))
     flags = ["--dataset-name", "custom", "--dataset-path", str(data), "--num-prompts", "3", "--output-json", str(file)]
-    code, _, _ = bench("throughput", *flags, "--", "--device", "null")
-    assert code == 0
+    cert = self_signed(tmp_path)
+    code, _, error = bench("throughput", *flags, "--", "--device", "null", "--ssl-certfile", cert)
+    assert code == 0, error
     record: dict[str, Any] = json.loads(file.read_text())
     assert (record["num_requests"], record["total_num_tokens"]) == (3, 3 + 4 + 5 + 3)
     assert record["tokens_per_second"] == pytest.approx(record["total_num_tokens"] / record["elapsed_time"])

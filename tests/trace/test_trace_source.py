@@ -19,7 +19,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add_engine(parent: Path, port: int) -> EngineInfo:
-    info = EngineInfo(os.getpid(), "1", "demo", "127.0.0.1", port, {})
+    info = EngineInfo(os.getpid(), "1", "demo", "127.0.0.1", port, f"http://127.0.0.1:{port}", {})
     (parent / f"albireo-{port}").mkdir()
     write_engine_file(str(parent / f"albireo-{port}"), info)
     return info
