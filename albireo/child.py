@@ -3,7 +3,8 @@
 A child's stdin is a pipe from the supervisor: its first line is the child's config, and its end of file means that
 the supervisor is gone, however it died. The lifeline thread waits for that, removes the sockets' directory (nobody
 else is left to do it) and ends the process at once: whatever the main thread is doing, nothing may outlive the
-supervisor.
+supervisor. Until it waits, the kernel ends the process (`child_main.py`); workers for good, since what they do can keep
+threads waiting for long. They leave the directory to the others.
 """
 
 import gc
@@ -22,8 +23,8 @@ import msgspec
 import setproctitle
 import zmq
 
-from albireo import logs, run_directory, sockets
-from albireo.config import ChildConfig
+from albireo import child_main, logs, run_directory, sockets
+from albireo.config import ChildConfig, WorkerConfig
 from albireo.messages import Fatal, FromSupervisor, Reload, ToSupervisor, child_decoder, encode
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def start(config_type: type[C]) -> C:
     setproctitle.setproctitle(f"albireo-{config.name}")
     logs.configure(config.name, config.log_level, config.log_format)
     threading.Thread(target=_lifeline, args=(config.run_dir,), name="lifeline", daemon=True).start()
+    if not isinstance(config, WorkerConfig):
+        child_main.outlive_supervisor()
     return config
 
 

@@ -20,6 +20,7 @@ LEAVES = {
     "sim",
     "sockets",
     "child",
+    "child_main",
     "logs",
     "run_directory",
 }

@@ -1,6 +1,8 @@
 """One process of the engine, as the supervisor holds it.
 
-A child's stdin is a pipe that carries its config and whose end tells it that the supervisor is gone (`child.py`).
+A child's stdin is a pipe that carries its config and whose end tells it that the supervisor is gone (`child.py`). Until
+it listens for that, the kernel kills it when the supervisor dies (`child_main.py`): the thread that starts children is
+the one that lives as long as the process.
 """
 
 import os
@@ -21,7 +23,8 @@ from albireo.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A process to start: `python -m module` with this config, environment additions and inherited descriptors."""
+    """A process to start: `module`, by `child_main.py`, with this config, environment additions and inherited
+    descriptors."""
 
     module: str
     config: ChildConfig
@@ -59,7 +62,7 @@ class ChildSpec:
 
 def _popen(spec: ChildSpec, *arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", spec.module, *arguments],
+        [sys.executable, "-m", "albireo.child_main", spec.module, *arguments],
         stdin=subprocess.PIPE,
         pass_fds=spec.fds,
         process_group=0,  # a terminal's Ctrl-C is for the supervisor alone

@@ -1,9 +1,15 @@
 """Processes that start, wait to be started, and die while they do."""
 
 import os
+import select
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import zmq
@@ -71,3 +77,46 @@ def test_how_it_was_killed_can_be_said_of_every_signal(number: int, name: str) -
     child = Child(WAITS)
     os.kill(child.process.pid, number)
     assert _end(child) == f"was killed by {name}"
+
+
+SUPERVISOR = """
+    import sys, time
+    from albireo.supervisor import child_process
+    from test_processes import GRAMMAR
+
+    spec = child_process.ChildSpec("import_for_ever", GRAMMAR, preload="x")
+    started = child_process.Spare(spec) if sys.argv[1] == "spare" else child_process.Child(spec)
+    print(started.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["spare", "child"])
+def test_what_is_still_importing_dies_with_its_supervisor(kind: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "import_for_ever.py").write_text(f"open({str(mark)!r}, 'x')\nimport time\ntime.sleep(600)\n")
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    command = [sys.executable, "-c", textwrap.dedent(SUPERVISOR), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as supervisor:
+        assert supervisor.stdout is not None
+        pidfd = os.pidfd_open(int(supervisor.stdout.readline()))
+        try:
+            while not mark.exists():
+                time.sleep(0.01)
+            supervisor.kill()
+            assert select.select([pidfd], [], [], 30)[0], "it lives"
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            supervisor.kill()
+
+
+def test_one_whose_supervisor_died_before_its_first_instruction_runs_none_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "albireo.child_main", "this"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.stdin = None
+        output, _ = child.communicate()
+    assert (child.returncode, output) == (1, b"")
