@@ -226,3 +226,17 @@ class Generation:
         held = self._stops.flush() if self._stops is not None else ""
         self._text.append(held)
         return num_chars + len(held)
+
+
+class PromptOnly(Generation):
+    """One of which the prompt is all (`echo` with `max_tokens: 0`): the token that the engine computes with it is not
+    shown, and not counted."""
+
+    __slots__ = ()
+
+    def feed(self, token_id: int, finish: int) -> None:
+        if finish == _ABORT:
+            super().feed(token_id, finish)
+            return
+        self.finish_reason = "length"
+        self.listener.on_output(self, 0)

@@ -120,6 +120,8 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     """`POST /v1/completions`."""
 
     prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    """0 only with `echo`, which then is all."""
     echo: bool | None = None
     """Whether the prompt, and with `logprobs` its log-probabilities, goes before the output."""
     logprobs: NumLogprobs | None = None

@@ -61,7 +61,8 @@ def sampling_params(
     max_tokens = _max_tokens(request, num_prompt_tokens, default_max_tokens, bounds)
     logprobs, prompt_logprobs = num_logprobs(request, bounds)
     return SamplingParams(
-        max_tokens=max_tokens,
+        # one is computed with the prompt, whether or not it is wanted (`generation.PromptOnly`)
+        max_tokens=max(max_tokens, 1),
         temperature=temperature if temperature >= limits.MIN_SAMPLED_TEMPERATURE else 0.0,
         top_p=_first(request.top_p, defaults.top_p, 1.0),
         top_k=max(_first(request.top_k, defaults.top_k, 0), 0),
@@ -151,6 +152,8 @@ def _max_tokens(request: GenerationRequest, num_prompt_tokens: int, default: int
         field, asked = "max_completion_tokens", request.max_completion_tokens
     if asked is None:
         return room if default is None else min(default, room)
+    if not asked and not (isinstance(request, CompletionRequest) and request.echo):
+        raise RequestError(f"{field} must be at least 1, or 0 with echo, which then is all", field=field)
     if asked > room:
         raise RequestError(
             f"{field} must be at most {room}: the context holds {bounds.context_tokens} tokens and the prompt has "

@@ -17,7 +17,7 @@ from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.body import num_large_bytes
 from albireo.frontend.chat_template import ChatTemplate, find_template
 from albireo.frontend.detokenizer import NOTHING_SHOWN, DetokenizerFactory
-from albireo.frontend.generation import Generation, SampleGroup
+from albireo.frontend.generation import Generation, PromptOnly, SampleGroup
 from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.logit_bias import logit_bias
 from albireo.frontend.message_parsing import MessageParsing
@@ -204,8 +204,9 @@ class Service:
         shown = NOTHING_SHOWN if parsing is None else parsing.shown
         shows_stop = bool(request.include_stop_str_in_output)
         groups = [SampleGroup(num_samples) for _ in prompts]
+        kind = PromptOnly if request.max_tokens == 0 else Generation
         generations = [
-            Generation(
+            kind(
                 index,
                 len(prompts[sample.prompt_index]),
                 self.text.detokenizer(request.skip_special_tokens is not False, shown),

@@ -73,6 +73,12 @@ def test_all_samples_echo_the_prompt_with_the_scores_of_the_first(server: Server
     for choice in answer["choices"]:
         assert streamed[choice["index"]]["tokens"] == choice["logprobs"]["tokens"]
         assert choice["text"].startswith(PROMPT)
+    alone = complete(server, n=3, echo=True, logprobs=1, max_tokens=0)
+    assert alone["usage"]["completion_tokens"] == 0
+    for choice, longer in zip(alone["choices"], answer["choices"], strict=True):
+        assert (choice["text"], choice["finish_reason"]) == (PROMPT, "length")
+        scores = longer["logprobs"]["token_logprobs"][:num_prompt]
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx([None, *scores[1:]], abs=1e-4)
 
 
 def test_samples_share_the_prompt_s_blocks(server: Server) -> None:

@@ -229,6 +229,27 @@ def test_echo_with_logprobs_scores_the_prompt(
     assert server.coordinator.submits[-1].sampling.prompt_logprobs == 1
 
 
+@pytest.mark.parametrize(
+    ("stream", "fields"), [(False, {}), (True, {}), (False, {"n": 2}), (True, {"stop": "H", "ignore_eos": True})]
+)
+def test_without_a_token_to_generate_an_echo_is_the_prompt_and_its_scores(
+    server: FrontendServer, stream: bool, fields: dict[str, Any]
+) -> None:
+    asked = {"prompt": PROMPT, "echo": True, "logprobs": 1, "return_token_ids": True, "stream": stream} | fields
+    more = complete(server, **asked, max_tokens=1)
+    alone = complete(server, **asked, max_tokens=0)
+    assert alone["text"] == "hij"
+    assert alone["finish_reason"] == "length"
+    assert alone["logprobs"] == {name: values[:3] for name, values in more["logprobs"].items()}
+    if stream:
+        assert [chunk["token_ids"] for chunk in alone["chunks"]] == [[]]
+        return
+    assert alone["token_ids"] == []
+    assert [choice["text"] for choice in alone["whole"]["choices"]] == ["hij"] * (fields.get("n") or 1)
+    counts = alone["whole"]["usage"]
+    assert (counts["prompt_tokens"], counts["completion_tokens"], counts["total_tokens"]) == (3, 0, 3)
+
+
 def test_several_prompts_are_echoed_each_with_its_own(server: FrontendServer) -> None:
     whole = complete(server, prompt=["one", "two more"], echo=True, logprobs=0)["whole"]
     for choice, text in zip(whole["choices"], ["one", "two more"], strict=True):
