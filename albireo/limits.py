@@ -106,6 +106,9 @@ MAX_LOGIT_BIAS: Final = 1024
 MAX_BIAS: Final = 100.0
 """OpenAI's bound on one entry of `logit_bias`, on both sides of 0."""
 
+MAX_ALLOWED_TOKEN_IDS: Final = 2**15
+"""As a grammar's source they have at most MAX_GRAMMAR_CHARS characters."""
+
 MAX_BAD_WORDS: Final = 128
 MAX_BAD_WORD_TOKENS: Final = 16
 MAX_BAD_WORDS_ENTRIES: Final = 1024

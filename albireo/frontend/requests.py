@@ -99,6 +99,9 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """vLLM takes anything above 0; logits divided by next to nothing overflow fp32, as those multiplied by too much."""
     logit_bias: Annotated[dict[str, float], Meta(max_length=limits.MAX_LOGIT_BIAS)] | None = None
     """Token id, as JSON's keys are strings -> what is added to its logit."""
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS)] | None = (
+        None
+    )
     bad_words: Annotated[list[BadWord], Meta(max_length=limits.MAX_BAD_WORDS)] | None = None
     prompt_logprobs: NumLogprobs | None = None
     priority: Annotated[int, Meta(ge=limits.MIN_PRIORITY, le=limits.MAX_PRIORITY)] | None = None
@@ -108,7 +111,6 @@ class GenerationRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     structured_outputs: StructuredOutputs | None = None
     user: UserString | None = None
 
-    allowed_token_ids: Annotated[Raw, unsupported()] = _NOT_GIVEN
     length_penalty: Annotated[Raw, unsupported(1)] = _NOT_GIVEN
     logits_processors: Annotated[Raw, unsupported([])] = _NOT_GIVEN
     spaces_between_special_tokens: Annotated[Raw, unsupported(True)] = _NOT_GIVEN

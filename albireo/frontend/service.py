@@ -12,6 +12,7 @@ import numpy.typing as npt
 from albireo import limits
 from albireo.config import FrontendConfig
 from albireo.errors import NotFoundError, RequestError, StoppingError, TooManyRequestsError, UnavailableError
+from albireo.frontend.allowed_tokens import allowed_tokens_grammar
 from albireo.frontend.auth import ApiKeys
 from albireo.frontend.bad_words import bad_word_sequences
 from albireo.frontend.body import num_large_bytes
@@ -188,6 +189,10 @@ class Service:
         self.check_available()  # the prompt's preparation may have taken a while
         grammar = None if parsing is None else parsing.grammar
         grammar = grammar or requested_grammar(request.response_format, request.structured_outputs)
+        allowed = allowed_tokens_grammar(request.allowed_token_ids, self.bounds)
+        if grammar is not None and allowed is not None:
+            raise RequestError(f"{allowed.field} does not go together with {grammar.field}", field=allowed.field)
+        grammar = grammar or allowed
         if grammar is not None:
             check_constrained(request, grammar.field)
         biases = logit_bias(request.logit_bias or {}, self.bounds.vocab_size)

@@ -53,6 +53,21 @@ def test_a_json_schema_is_matched(server: Server, seed: int) -> None:
     jsonschema.validate(json.loads(text), PERSON)
 
 
+def test_only_allowed_tokens_come_and_an_end_only_where_it_is_one(server: Server) -> None:
+    def token_ids(**fields: Any) -> list[int]:
+        response = post(server, return_token_ids=True, seed=1, temperature=2.0, **fields)
+        assert response.status_code == 200, response.text
+        found: list[int] = response.json()["choices"][0]["token_ids"]
+        return found
+
+    among = token_ids(allowed_token_ids=[300, 301, 302, 400], max_tokens=40)
+    assert len(among) == 40 and {*among} <= {300, 301, 302, 400}
+    (eos,) = token_ids(allowed_token_ids=[2], max_tokens=40)
+    assert eos == 2
+    *others, last = token_ids(allowed_token_ids=[2, 300], logit_bias={"2": 100, "300": 100}, max_tokens=200)
+    assert last == 2 and {*others} <= {300}
+
+
 def test_choices_expressions_and_grammars_are_matched(server: Server) -> None:
     assert output(server, structured_outputs={"choice": ['yes, "so"', "no\n"]})[0] in ('yes, "so"', "no\n")
     year, finish = output(server, structured_outputs={"regex": r"(19|20)\d{2}"}, seed=1)
