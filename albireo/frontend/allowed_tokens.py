@@ -10,8 +10,9 @@ FIELD = "allowed_token_ids"
 
 
 def allowed_tokens_grammar(allowed: Sequence[int] | None, bounds: ModelBounds) -> Grammar | None:
-    """As many of them as the output has tokens. It ends by itself where an end-of-sequence token is one of them, and
-    otherwise never: the grammar wants as many as the context holds. Raises RequestError."""
+    """As many of them as the output has tokens. It ends by itself where an end-of-sequence token is one of them (by any
+    of the model's: a grammar does not tell them apart), and otherwise never: the grammar wants as many as the context
+    holds. Raises RequestError."""
     if allowed is None:
         return None
     for index, token in enumerate(allowed):
