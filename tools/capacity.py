@@ -7,7 +7,7 @@ A rate is carried when `--share` of the requests have their first token within t
 under Poisson arrivals over `--seconds`, lengths drawn evenly from half to one and a half times what a shape says. The
 highest is searched for to 3%; `--request-rate` looks at one rate instead, carried or not.
 
-The clock is virtual (tools/virtual_engine.py): the real scheduler and routing, the device's roofline, and `--host-us`
+The clock is virtual (tools/virtual_replica.py): the real scheduler and routing, the device's roofline, and `--host-us`
 for what the host takes where a step waits for it. `--baseline` says the same beside it for a synchronous engine:
 --run-ahead 0, gathered sampling, and `--baseline-host-us` between any two steps.
 """
@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from shared_routes import new_routes
-from virtual_engine import Timings, VirtualReplica, Workload, run
+from virtual_node import Timings, VirtualNode, Workload
+from virtual_replica import Clock, VirtualReplica
 
 from albireo.bench.arrivals import arrival_times_s
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
@@ -103,7 +104,7 @@ def show(args: argparse.Namespace, model: str, shape: Shape, engine: Engine) -> 
         except StartupError as error:
             lines.append((0.0, f"{label} | {error} ||||||||"))
             continue
-        tokens = VirtualReplica(plan).device.num_kv_blocks * plan.scheduler.block_size
+        tokens = VirtualReplica(plan, Clock(), lambda *_: None).kv_tokens
         node = Node(args, plan, shape, num_replicas, engine.host_us)
         found = most_carried(node) if args.request_rate is None else offer(node, args.request_rate)
         lines.append((found.rate if found.is_carried else 0.0, f"{label} | {tokens:,} | {in_words(found)}"))
@@ -165,14 +166,13 @@ def offer(node: Node, rate: float, may_give_up: bool = False) -> Carried:
         draw.integers(shape.input_len // 2, 3 * shape.input_len // 2, num_requests, endpoint=True),
         draw.integers(shape.output_len // 2, 3 * shape.output_len // 2, num_requests, endpoint=True),
     )
-    replicas = [VirtualReplica(node.plan, round(node.host_us * 1000)) for _ in range(node.num_replicas)]
     router = Router("least-work", new_routes(node.num_replicas)[0], node.num_replicas, 1)
+    virtual = VirtualNode(node.plan, node.num_replicas, router, round(node.host_us * 1000))
     if not may_give_up:
-        timings = run(replicas, router, work)
+        timings = virtual.run(work)
     else:
-        most_late = int((1 - args.share) * num_requests)
-        timings = run(replicas, router, work, most_late, round(args.goodput["ttft"] * 1e6))
-    return NOTHING if timings is None else judge(args, work, timings, replicas)
+        timings = virtual.run(work, int((1 - args.share) * num_requests), round(args.goodput["ttft"] * 1e6))
+    return NOTHING if timings is None else judge(args, work, timings, virtual.replicas)
 
 
 def judge(args: argparse.Namespace, work: Workload, timings: Timings, replicas: list[VirtualReplica]) -> Carried:

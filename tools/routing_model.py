@@ -10,44 +10,33 @@ half a millisecond behind each step.
 """
 
 import argparse
-import heapq
 import itertools
-import os
 import random
 import tempfile
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from bench_routing import POLICIES
 from conversations import Conversation, ConversationSettings, answer_tokens, plan_conversations
 from shared_routes import new_routes
 from sim_models import SHAPES, write_model
+from virtual_replica import Clock, VirtualReplica
 
-from albireo.checkpoint import ModelConfig, kv_bytes_per_block, read_checkpoint
-from albireo.config import RoutingPolicy, SchedulerConfig
+from albireo.config import RoutingPolicy
 from albireo.coordinator.request import Request
-from albireo.coordinator.run_ahead import RunAhead
-from albireo.coordinator.scheduler import Scheduler
+from albireo.coordinator.results import ConfirmedRows
+from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
+from albireo.errors import StartupError
 from albireo.frontend.routing import Router
-from albireo.gpu_worker.sim_device import step_work
-from albireo.gpu_worker.token_rule import RuleState
-from albireo.messages import SamplingParams
-from albireo.shm import layout, segment
-from albireo.shm.plan_ring import PlanRing, PlanSlot
+from albireo.messages import Admitted, SamplingParams
 from albireo.shm.routes import SharedLoad
-from albireo.shm.segment import Segment
-from albireo.sim.roofline import Roofline
-from albireo.sim.spec import read_spec
 
-BLOCK_SIZE: Final = 16
-MAX_MODEL_LEN: Final = 40960
-BEHIND_STEP_S: Final = 0.0005
+NS: Final = 1_000_000_000
+CONFIRM_NS: Final = 500_000
 """From a step's end on the device until its tokens are known and the next is planned."""
 
 _CHAT: Final = ConversationSettings(
@@ -68,89 +57,11 @@ LOADS: Final = {
 """With their rates for a replica."""
 
 
-class Clock:
-    """Virtual time, and what is to happen in it."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-
-    def at(self, time_s: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (time_s, next(self._numbers), act))
-
-    def run(self) -> None:
-        while self._events:
-            self.now_s, _, act = heapq.heappop(self._events)
-            act()
-
-
 class Told(NamedTuple):
-    """Who is told what becomes of a request."""
+    """What is to be done when something becomes of a request."""
 
     on_admitted: Callable[[int], None]
     on_token: Callable[[bool], None]
-
-
-class Replica:
-    """A scheduler and its device."""
-
-    def __init__(self, clock: Clock, num_blocks: int, roofline: Roofline, vocab_size: int) -> None:
-        config = SchedulerConfig(max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE)
-        self.scheduler = Scheduler(config, num_blocks, (), b"key")
-        self.num_sequences = 0
-        """As the coordinator would say: at the last step."""
-        self._clock = clock
-        self._plan = _plan_slot(config)
-        self._state = RuleState(config)
-        self._roofline = roofline
-        self._vocab_size = vocab_size
-        self._run_ahead = RunAhead(config.run_ahead)
-        self._in_flight: deque[tuple[float, float, npt.NDArray[Any]]] = deque()
-        """Begin, end and results of steps."""
-        self._free_s = 0.0
-        self._live: dict[int, Told] = {}
-
-    def submit(self, request: Request, sequence: Told) -> None:
-        self._live[request.request_id] = sequence
-        self.scheduler.submit(request)
-        self._launch()
-
-    def _launch(self) -> None:
-        """As many steps as may be in flight."""
-        scheduler, plan, state = self.scheduler, self._plan, self._state
-        while scheduler.has_work and scheduler.num_in_flight <= self._run_ahead.depth and scheduler.plan(plan):
-            state.apply(plan)
-            work = step_work(plan, plan.counts(), state.num_tokens[state.rows])
-            begin_s = max(self._clock.now_s, self._free_s)
-            self._free_s = begin_s + self._roofline.step(work).total
-            sampled = state.sample(plan, self._vocab_size)
-            rows = np.zeros(sampled.slots.size, layout.TOKEN_ROW)
-            rows["slot"], rows["generation"] = sampled.slots, state.generation[sampled.slots]
-            rows["token"], rows["finish"] = sampled.tokens, sampled.finish
-            self._in_flight.append((begin_s, self._free_s, rows))
-            self._clock.at(self._free_s + BEHIND_STEP_S, self._finish)
-
-    def _finish(self) -> None:
-        begin_s, end_s, rows = self._in_flight.popleft()
-        self._run_ahead.observe(round(1e9 * begin_s), round(1e9 * end_s))
-        confirmed = self.scheduler.confirm(rows)
-        for admitted in itertools.chain.from_iterable(self.scheduler.admitted.values()):
-            self._live[admitted.request_id].on_admitted(admitted.num_cached_tokens)
-        self.scheduler.admitted.clear()
-        for request_id, finish in zip(confirmed.request_ids.tolist(), confirmed.finish.tolist(), strict=True):
-            sequence = self._live.pop(request_id) if finish else self._live[request_id]
-            sequence.on_token(bool(finish))
-        self._launch()
-        self.num_sequences = self.scheduler.slots.num_running + len(self.scheduler.waiting)
-
-
-def _plan_slot(config: SchedulerConfig) -> PlanSlot:
-    ring = PlanRing(config, 1)
-    fd = segment.create("plan", ring.geometry.size)
-    slot = PlanSlot(Segment(fd), ring.geometry.slot_offset(0), config)
-    os.close(fd)
-    return slot
 
 
 class View:
@@ -158,7 +69,7 @@ class View:
 
     is_up = True
 
-    def __init__(self, replica: Replica, load: SharedLoad) -> None:
+    def __init__(self, replica: VirtualReplica, load: SharedLoad) -> None:
         self.replica = replica
         self._load = load
         self._num_own = self._num_prompt_tokens = 0
@@ -192,30 +103,40 @@ class Run:
 
     def __init__(
         self, policy: RoutingPolicy, load: ConversationSettings, num_replicas: int, num_frontends: int,
-        num_blocks: int, roofline: Roofline, vocab_size: int, seed: int,
+        plan: EnginePlan, seed: int,
     ) -> None:  # fmt: skip
         self._clock = Clock()
         self._load = load
-        self._vocab_size = vocab_size
+        self._vocab_size = plan.checkpoint.model.vocab_size
         self._random = random.Random(seed)
         self._numbers = itertools.count(1)
         self.answers: list[Answer] = []
         """Of turns that were sent after the warm-up."""
-        replicas = [Replica(self._clock, num_blocks, roofline, vocab_size) for _ in range(num_replicas)]
+        self._live: dict[int, Told] = {}
+        replicas = [
+            VirtualReplica(plan, self._clock, self._on_step, confirm_ns=CONFIRM_NS) for _ in range(num_replicas)
+        ]
         self._frontends = [
             (
-                Router(policy, own, num_replicas, num_blocks * BLOCK_SIZE),
+                Router(policy, own, num_replicas, replicas[0].kv_tokens),
                 [View(replica, shared) for replica, shared in zip(replicas, own.loads, strict=True)],
             )
             for own in new_routes(num_replicas, num_frontends)
         ]
         for conversation in plan_conversations(load, seed):
-            self._clock.at(conversation.begin_s, partial(self._send, conversation, 0, conversation.system))
+            self._clock.at(round(NS * conversation.begin_s), partial(self._send, conversation, 0, conversation.system))
         self._clock.run()
 
+    def _on_step(self, admitted: list[Admitted], rows: ConfirmedRows) -> None:
+        for each in admitted:
+            self._live[each.request_id].on_admitted(each.num_cached_tokens)
+        for request_id, finish in zip(rows.request_ids.tolist(), rows.finish.tolist(), strict=True):
+            told = self._live.pop(request_id) if finish else self._live[request_id]
+            told.on_token(bool(finish))
+
     def _send(self, conversation: Conversation, number: int, said: list[int]) -> None:
-        sent_s, turn = self._clock.now_s, conversation.turns[number]
-        if sent_s >= self._load.seconds:
+        sent_ns, turn = self._clock.now_ns, conversation.turns[number]
+        if sent_ns >= NS * self._load.seconds:
             return
         prompt = said + turn.user
         router, views = self._random.choice(self._frontends)
@@ -223,7 +144,7 @@ class Run:
         route = router.choose(tokens.tobytes(), "", views)
         assert route is not None, "replicas are never down here"
         view = views[route.replica]
-        to_compute, num_cached, first_s = len(prompt) - route.num_cached_tokens, 0, 0.0
+        to_compute, num_cached, first_ns = len(prompt) - route.num_cached_tokens, 0, 0
         view.add(1, to_compute)
 
         def on_admitted(found: int) -> None:
@@ -233,9 +154,9 @@ class Run:
             to_compute = len(prompt) - found
 
         def on_token(is_last: bool) -> None:
-            nonlocal first_s, to_compute
-            if not first_s:
-                first_s = self._clock.now_s
+            nonlocal first_ns, to_compute
+            if not first_ns:
+                first_ns = self._clock.now_ns
                 view.add(0, -to_compute)
                 to_compute = 0
             if is_last:
@@ -243,20 +164,22 @@ class Run:
                 end()
 
         def end() -> None:
-            if sent_s >= self._load.warmup_s:
-                tpot_s = (self._clock.now_s - first_s) / max(1, turn.num_output - 1)
-                self.answers.append(Answer(route.replica, first_s - sent_s, tpot_s, len(prompt), num_cached))
+            if sent_ns >= NS * self._load.warmup_s:
+                ttft_s = (first_ns - sent_ns) / NS
+                tpot_s = (self._clock.now_ns - first_ns) / NS / max(1, turn.num_output - 1)
+                self.answers.append(Answer(route.replica, ttft_s, tpot_s, len(prompt), num_cached))
             if number + 1 < len(conversation.turns):
                 answer = answer_tokens(len(prompt), turn.num_output, conversation.seed, self._vocab_size)
-                due_s = self._clock.now_s + conversation.turns[number + 1].think_s
-                self._clock.at(due_s, partial(self._send, conversation, number + 1, prompt + answer))
+                due_ns = self._clock.now_ns + round(NS * conversation.turns[number + 1].think_s)
+                self._clock.at(due_ns, partial(self._send, conversation, number + 1, prompt + answer))
 
         request = Request(
             frontend=0, request_id=next(self._numbers), tokens=tokens, max_total_tokens=len(prompt) + turn.num_output,
             sampling=SamplingParams(max_tokens=turn.num_output, seed=conversation.seed, ignore_eos=True),
             priority=0, cache_salt="", arrival=next(self._numbers),
         )  # fmt: skip
-        view.replica.submit(request, Told(on_admitted, on_token))
+        self._live[request.request_id] = Told(on_admitted, on_token)
+        view.replica.submit(request)
 
 
 def row(runs: Sequence[Run], num_replicas: int) -> str:
@@ -277,8 +200,15 @@ def row(runs: Sequence[Run], num_replicas: int) -> str:
     )
 
 
-def kv_blocks(model: ModelConfig, kv_gib: float) -> int:
-    return int(kv_gib * 2**30) // kv_bytes_per_block(model, BLOCK_SIZE, "bfloat16")
+def engine_plan(model: str, spec: str, kv_gib: float) -> EnginePlan:
+    """Of one GPU. Raises StartupError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_model(Path(folder), model)
+        kv_cache_bytes = int(kv_gib * 2**30)
+        return plan_engine(
+            EngineArgs(str(path), device=f"sim:{spec}", kv_cache_bytes=kv_cache_bytes),
+            num_cpus=1,
+        )
 
 
 def main() -> None:
@@ -293,11 +223,12 @@ def main() -> None:
     parser.add_argument("--spec", default="h100", help="preset or spec file of the simulated GPU")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = read_checkpoint(write_model(Path(folder), args.model), check_weights=False).model
-    roofline = Roofline(model, 1, "bfloat16", read_spec(args.spec), "sequence-parallel", is_eager=False)
-    num_blocks = kv_blocks(model, args.kv_gib)
-    print(f"{args.replicas} replicas of {num_blocks * BLOCK_SIZE:,} tokens of KV, {args.model} on {args.spec}\n")
+    try:
+        plan = engine_plan(args.model, args.spec, args.kv_gib)
+    except StartupError as error:
+        parser.error(str(error))
+    kv_tokens = VirtualReplica(plan, Clock(), lambda *_: None).kv_tokens
+    print(f"{args.replicas} replicas of {kv_tokens:,} tokens of KV, {args.model} on {args.spec}\n")
     print("| load | policy | frontends | turns | cached, % of prompts | TTFT p50, ms | TTFT p99, ms | TPOT p99, ms "
           "| requests of a replica, beside their mean |")  # fmt: skip
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
@@ -307,8 +238,7 @@ def main() -> None:
         for policy in args.policies:
             for num_frontends in args.frontends:
                 runs = [
-                    Run(policy, load, args.replicas, num_frontends, num_blocks, roofline, model.vocab_size, seed)
-                    for seed in range(1, args.seeds + 1)
+                    Run(policy, load, args.replicas, num_frontends, plan, seed) for seed in range(1, args.seeds + 1)
                 ]
                 print(f"| {name} | {policy} | {num_frontends} | {row(runs, args.replicas)} |", flush=True)
 
