@@ -282,6 +282,8 @@ class EngineReady(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Identity of the coordinator to talk to."""
     replica: int = 0
     """Number of the replica that it plans for."""
+    computes: bool = True
+    """For frontends: False while there are no workers. Requests can be sent all the same, and wait."""
 
 
 class ReplicaDown(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

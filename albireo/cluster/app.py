@@ -76,7 +76,7 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises three times in a row."""
         if not await self._engine.is_well():
-            raise RuntimeError("the engine makes no progress: GET /health is not 200")
+            raise RuntimeError("the engine does not answer, or has made no progress for long: GET /health is not 200")
 
     async def __del__(self) -> None:
         """Called by Ray Serve when the last request has ended."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,9 @@ from albireo.run_directory import RunDirectory
 
 STOP_TIMEOUT_S: Final = 15.0
 """Beyond --shutdown-timeout: how long the engine's processes may take to end before they are killed."""
+RECOVERY_S: Final = 300.0
+"""How long an engine may make no progress, or, where the first start took long, four times that: it starts what has
+died again by itself, and ends where that does not help."""
 _LOOK_INTERVAL_S: Final = 0.2
 _PROBE_TIMEOUT_S: Final = 5.0
 _READ_BYTES: Final = 64 * 1024
@@ -36,6 +40,9 @@ class Engine:
         self._directory = ExitStack()
         self._last_line = b""
         self.is_stopping = False
+        self._was_well_s = time.monotonic()
+        """When it last was, or was started."""
+        self._recovery_s = RECOVERY_S
 
     async def start(self) -> None:
         """Returns when the engine takes requests. Raises EngineStartError."""
@@ -54,12 +61,15 @@ class Engine:
         self._directory.callback(os.close, pidfd)
         asyncio.get_running_loop().add_reader(pidfd, self._has_ended, pidfd)
         self._relay = asyncio.create_task(self._relay_lines())
+        begin_s = time.monotonic()
         while not self._is_ready():
             if self._ended.is_set():
                 await self._clean_up()
                 words = self._last_line.decode(errors="replace") or f"exit code {self._process.wait()}"
                 raise EngineStartError(words.removeprefix("albireo: "))
             await asyncio.sleep(_LOOK_INTERVAL_S)
+        self._was_well_s = time.monotonic()
+        self._recovery_s = max(RECOVERY_S, 4 * (self._was_well_s - begin_s))
 
     def _has_ended(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
@@ -70,12 +80,15 @@ class Engine:
         return any(engine.pid == self._process.pid for engine in find_engines())
 
     async def is_well(self) -> bool:
-        """Whether `/health` says so within 5 s."""
+        """Whether it answers within 5 s, and `/health` has been 200 lately."""
         try:
             status, _ = await get(self.socket_path, "/health", _PROBE_TIMEOUT_S)
         except UpstreamGoneError:
             return False
-        return status == 200
+        now_s = time.monotonic()
+        if status == 200:
+            self._was_well_s = now_s
+        return now_s - self._was_well_s < self._recovery_s
 
     async def wait_for_end(self) -> int:
         """The exit code."""

@@ -26,7 +26,10 @@ def engine_problem(stats: npt.NDArray[Any], now_ns: int) -> str | None:
 def no_engine(service: Service) -> str | None:
     """Why no replica makes progress, or None where one does: it takes the requests of the others."""
     now_ns = service.clock_ns()
-    problems = [engine_problem(stats, now_ns) for stats in service.stats]
+    problems = [
+        engine_problem(stats, now_ns) if service.engine.is_up(number) else "the engine is starting"
+        for number, stats in enumerate(service.stats)
+    ]
     return None if None in problems else problems[0]
 
 
@@ -48,7 +51,7 @@ def live(service: Service) -> Probe:
 
 
 def health(service: Service) -> Probe:
-    """`/health`: the engine makes progress."""
+    """`/health`: the engine makes progress. While all that compute are starting again it does not, though it will."""
     return Probe(lambda: no_engine(service))
 
 

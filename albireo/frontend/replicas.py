@@ -31,6 +31,10 @@ class Replicas:
     def num_live(self) -> int:
         return sum(client.num_live for client in self._clients)
 
+    def is_up(self, replica: int) -> bool:
+        """It computes, as far as the supervisor knows."""
+        return self._clients[replica].is_up
+
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for their first step: those here, or as many as the replicas say of all frontends', if

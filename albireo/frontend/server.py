@@ -180,7 +180,7 @@ class Supervisor:
         message = self._decoder.decode(frame)
         if isinstance(message, EngineReady):
             self._links[message.replica].connect(message.coordinator)
-            self._service.engine_ready(message.replica, message.num_kv_blocks)
+            self._service.engine_ready(message.replica, message.num_kv_blocks, message.computes)
             self._say_ready()
         elif isinstance(message, ReplicaDown):
             self._service.engine.down(message.replica)

@@ -101,13 +101,14 @@ class Service:
         """The name that responses carry."""
         return self.config.served_model_names[0]
 
-    def engine_ready(self, replica: int, num_kv_blocks: int) -> None:
-        """This replica has so many KV blocks: requests may come."""
+    def engine_ready(self, replica: int, num_kv_blocks: int, computes: bool) -> None:
+        """This replica has so many KV blocks: requests may come, and wait where it does not compute yet."""
         cache_tokens = num_kv_blocks * self.config.scheduler.block_size
         # any of the replicas may get a request
         context_tokens = min(self.bounds.context_tokens, cache_tokens)
         self.bounds = msgspec.structs.replace(self.bounds, context_tokens=context_tokens)
-        self.engine.up(replica, cache_tokens)
+        if computes:
+            self.engine.up(replica, cache_tokens)
         if not self._stopping:
             self.unavailable = None
 

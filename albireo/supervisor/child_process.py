@@ -17,7 +17,7 @@ import msgspec
 
 from albireo import config
 from albireo.config import ChildConfig, FrontendConfig, GrammarConfig, LogFormat
-from albireo.messages import Fatal, Reload
+from albireo.messages import EngineReady, Fatal, Reload
 from albireo.settings import Settings
 
 
@@ -110,8 +110,8 @@ class Child:
         """It has been ready."""
         self.coordinator = ""
         """Of a coordinator its own identity, while it has the workers."""
-        self.coordinators: dict[int, str] = {}
-        """Of a frontend, by replica: the identity of the coordinator that it was told of last."""
+        self.engines: dict[int, EngineReady] = {}
+        """Of a frontend, by replica: what it was told of it last, if it has not gone down since."""
         self.num_kv_blocks = 0
         self.device = ""
         self.fatal: Fatal | None = None

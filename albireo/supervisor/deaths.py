@@ -137,7 +137,7 @@ class Deaths:
     def _send_requests_elsewhere(self) -> None:
         """Tells the frontends that this replica computes nothing for now."""
         for frontend in self._processes.all(FrontendConfig):
-            if frontend.coordinators.pop(self._replica, ""):
+            if frontend.engines.pop(self._replica, None):
                 self._tell(frontend, ReplicaDown(self._replica))
 
     def _lose_frontend(self, child: Child, words: str) -> None:

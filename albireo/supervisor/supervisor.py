@@ -201,10 +201,11 @@ class Supervisor:
             is_alone = len(self._replicas) == 1
             if not (coordinator.has_served if is_alone else coordinator.is_ready):
                 continue
+            news = EngineReady(replica.num_kv_blocks, coordinator.identity, number, coordinator.is_ready)
             for frontend in self._processes.all(FrontendConfig):
-                if frontend.is_heard and frontend.coordinators.get(number) != coordinator.identity:
-                    frontend.coordinators[number] = coordinator.identity
-                    self._tell(frontend, EngineReady(replica.num_kv_blocks, coordinator.identity, number))
+                if frontend.is_heard and frontend.engines.get(number) != news:
+                    frontend.engines[number] = news
+                    self._tell(frontend, news)
 
     # -- messages -----------------------------------------------------------------------------------------------
 

@@ -74,6 +74,14 @@ def test_probes_ask_what_needs_no_key(container: dict[str, Any]) -> None:
     assert probes["livenessProbe"]["path"] != "/ready", "a pod that drains would be killed"
 
 
+def test_a_pod_that_recovers_by_itself_has_as_long_as_its_start(container: dict[str, Any]) -> None:
+    patience_s = {
+        name: container[name]["periodSeconds"] * container[name]["failureThreshold"]
+        for name in ("startupProbe", "livenessProbe")
+    }
+    assert patience_s["livenessProbe"] >= patience_s["startupProbe"], "/health is 503 while ranks load again"
+
+
 def test_what_the_server_writes_has_a_place_that_can_be_written(pod: dict[str, Any], container: dict[str, Any]) -> None:
     assert container["securityContext"]["readOnlyRootFilesystem"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from albireo.cluster.engine import Engine
 from albireo.cluster.forwarder import Forwarder
 from albireo.cluster.upstream import UpstreamGoneError, get
 
@@ -348,5 +349,22 @@ def test_a_probe_that_is_not_answered_is_an_engine_that_is_gone(tmp_path: Path) 
     async def act(forward: Forwarder) -> None:
         with pytest.raises(UpstreamGoneError, match="no answer to GET /health"):
             await get(str(tmp_path / "http.sock"), "/health", 0.05)
+
+    serve(tmp_path, engine, act)
+
+
+def test_an_engine_that_starts_what_has_died_again_is_well_for_a_while(tmp_path: Path) -> None:
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def act(forward: Forwarder) -> None:
+        recovering = Engine((), {}, 0.0)
+        recovering.socket_path = str(tmp_path / "http.sock")
+        assert await recovering.is_well(), "Ray would replace it after half a minute"
+        recovering._was_well_s -= recovering._recovery_s
+        assert not await recovering.is_well()
 
     serve(tmp_path, engine, act)

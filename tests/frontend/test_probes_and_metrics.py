@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from fakes import tokens_reply, wait_for
-from frontend_server import MODEL, FrontendServer
+from frontend_server import MODEL, NAME, FrontendServer
 
 from albireo import limits
+from albireo.messages import EngineReady, ReplicaDown
 
 COMPLETIONS = "/v1/completions"
 
@@ -50,6 +52,18 @@ def test_health_is_503_when_there_is_work_and_no_progress(server: FrontendServer
     server.stats[field] = 1
     assert status(server, "/health") == 503
     assert "confirms no step" in httpx.get(server.url + "/health").text
+
+
+def test_while_the_only_engine_starts_again_probes_say_so_and_requests_are_taken(server: FrontendServer) -> None:
+    ready = EngineReady(1000)
+    server.supervisor.tell(NAME, ReplicaDown(0))
+    server.supervisor.tell(NAME, msgspec.structs.replace(ready, computes=False))
+    wait_for(lambda: status(server, "/health") == 503)
+    assert "starting" in httpx.get(server.url + "/ready").json()["error"]["message"]
+    assert status(server, "/live") == 200
+    assert httpx.post(server.url + COMPLETIONS, json={"prompt": [5]}).status_code == 200
+    server.supervisor.tell(NAME, ready)
+    wait_for(lambda: status(server, "/health") == status(server, "/ready") == 200)
 
 
 def test_version_and_models_answer(server: FrontendServer) -> None:

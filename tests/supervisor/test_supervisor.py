@@ -18,7 +18,7 @@ from albireo.engine_args import EngineArgs, plan_engine
 from albireo.engine_segments import create_segments
 from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
 from albireo.listener import ListenAddress
-from albireo.messages import FromSupervisor, GrammarDown, Progress, encode
+from albireo.messages import EngineReady, FromSupervisor, GrammarDown, Progress, ReplicaDown, encode
 from albireo.notify import Notifier
 from albireo.run_directory import RunDirectory
 from albireo.serve import DEMO_MODEL, ServeArgs, child_specs
@@ -208,7 +208,9 @@ def test_a_replica_that_does_not_go_on_gets_other_workers_while_the_others_serve
         assert not engine.says("the engine has work and confirms no step"), "systemd would end the others too"
 
 
-def test_another_coordinator_hears_that_there_is_no_grammar_process_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, FromSupervisor]]:
+    """What processes have been told, by their identities."""
     told: list[tuple[str, FromSupervisor]] = []
     tell = Supervisor._tell
 
@@ -217,6 +219,24 @@ def test_another_coordinator_hears_that_there_is_no_grammar_process_for_now(monk
         tell(self, child, message)
 
     monkeypatch.setattr(Supervisor, "_tell", tell_and_note)
+    return told
+
+
+def test_frontends_hear_that_the_only_engine_does_not_compute_and_when_it_does_again(
+    told: list[tuple[str, FromSupervisor]],
+) -> None:
+    with running() as engine:
+        (ready,) = [message for name, message in told if name == "frontend-0"]
+        told.clear()
+        engine.kill("worker-0")
+        engine.watch_until(lambda: ("frontend-0", ready) in told)
+        waits = EngineReady(8, computes=False)
+        assert [each for name, each in told if name == "frontend-0"] == [ReplicaDown(0), waits, ready]
+
+
+def test_another_coordinator_hears_that_there_is_no_grammar_process_for_now(
+    told: list[tuple[str, FromSupervisor]],
+) -> None:
     with running() as engine:
         for number in range(1, GRAMMAR_RESTARTS_PER_MINUTE + 2):
             engine.kill("grammar-0")
