@@ -11,6 +11,7 @@ dropped, since who wakes up looks at the ring and not at the number of rings.
 """
 
 import contextlib
+from pathlib import Path
 
 import zmq
 
@@ -28,6 +29,12 @@ def coordinator_address(run_dir: str, coordinator: str = "coordinator-0") -> str
 def grammar_address(run_dir: str, coordinator: str = "coordinator-0") -> str:
     """Where this coordinator hears of its grammar process. Names are short: a socket's path has 107 bytes at most."""
     return f"ipc://{run_dir}/{coordinator.replace('coordinator', 'grammar')}.sock"
+
+
+def remove_coordinator(run_dir: str, coordinator: str) -> None:
+    """Of one that has died: where it was heard, nobody is any more. The bells' places go to its successor."""
+    for address in (coordinator_address(run_dir, coordinator), grammar_address(run_dir, coordinator)):
+        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def plan_bell_address(run_dir: str, replica: int = 0) -> str:

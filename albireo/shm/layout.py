@@ -230,7 +230,8 @@ ENGINE_STATS: Final = record(
     num_swap_blocks_used=("<i8", 184),
     iteration_tokens=(REQUEST_HISTOGRAM, 192),
 )
-"""The engine's gauges and counters (since start). Writer: the coordinator. Readers: frontends, on /metrics and
+"""The engine's gauges and counters (since start). Writer: the coordinator; when it has died the supervisor, until
+another is there. Readers: frontends, on /metrics and
 /health. Each field is read on its own; fields of one read may be a step apart. `progress_ns`: when a step was last
 confirmed or the engine was last idle. Token counts and queries/hits are tokens; `step_exposed_ns` sums the time
 between the end of a step and the begin of the next while there was one to run. `run_ahead_depth`: how many steps past

@@ -41,8 +41,7 @@ class Routes:
     """One frontend's view."""
 
     def __init__(self, fd: int, num_replicas: int, index: int) -> None:
-        """`index`: this frontend's. What one of the same index had to do before it died is forgotten; what it had sent
-        is not. Raises SegmentError when this is another kind of segment."""
+        """`index`: this frontend's. Raises SegmentError when this is another kind of segment."""
         segment = Segment(fd)
         segment.check_header(layout.KIND_ROUTES)
         num_parts = int(segment.header()["num_consumers"][0])
@@ -81,6 +80,13 @@ class Routes:
         self._first_chunk[replica, self._index] = self._num_chunks[replica, self._index]
 
 
+def clear_load(fd: int, num_replicas: int, index: int) -> None:
+    """The frontend of this index has died, and its requests with it; the supervisor's part. What it had sent where is
+    not forgotten: caches have it."""
+    for load in Routes(fd, num_replicas, index).loads:
+        load.say(0, 0)
+
+
 class SharedLoad:
     """What one replica has to do: each frontend says its own part, and reads the sum."""
 
@@ -88,7 +94,6 @@ class SharedLoad:
         """`parts`: ROUTE_PART[num_frontends]."""
         self._num_sequences, self._num_prompt_tokens = parts["num_sequences"], parts["num_prompt_tokens"]
         self._index = index
-        self.say(0, 0)
 
     def say(self, num_sequences: int, num_prompt_tokens: int) -> None:
         """Of this frontend's requests: how many there are, and the tokens of prompts to be computed for them."""

@@ -10,6 +10,11 @@ from albireo.shm.segment import Segment
 ITERATION_TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Upper ends of the buckets of `iteration_tokens` in ENGINE_STATS."""
 
+GAUGES: Final = (
+    "num_running", "num_waiting", "num_blocks_used", "num_blocks_cached", "num_swap_blocks_used", "run_ahead_depth",
+)  # fmt: skip
+"""Fields of ENGINE_STATS that say what a coordinator has just now; it takes them with it."""
+
 
 def stats_bytes(num_workers: int) -> int:
     """Size of the stats segment."""
@@ -36,3 +41,8 @@ class EngineStats:
         self.workers: npt.NDArray[Any] = segment.array(layout.WORKER_HEARTBEAT, offset, num_workers)
         offset += num_workers * layout.WORKER_HEARTBEAT.itemsize
         self.devices: npt.NDArray[Any] = segment.array(layout.DEVICE_USE, offset, num_workers)
+
+    def clear_gauges(self) -> None:
+        """The coordinator has died; the supervisor's part. What it has counted stays: its successor counts on."""
+        for name in GAUGES:
+            self.engine[name] = 0

@@ -13,6 +13,7 @@ Deaths that are too many (`Restarts`) end the server with exit code 1.
 import time
 from collections.abc import Callable
 
+from albireo import sockets
 from albireo.config import CoordinatorConfig, FrontendConfig, GrammarConfig, WorkerConfig
 from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
 from albireo.messages import FromSupervisor, FrontendDown, GrammarDown, ReplicaDown, WorkersDown
@@ -73,7 +74,8 @@ class Deaths:
                 self.lose_workers(f"{words}; all ranks are started again", lost=child)
             case CoordinatorConfig():
                 self._lose_coordinator(child, f"{words}; another takes its place")
-            case FrontendConfig():
+            case FrontendConfig(index=index):
+                self._memory.lose_frontend(index)
                 self._lose_frontend(child, f"{words}; its connections are closed, another takes its place")
             case GrammarConfig():
                 self._lose_grammar(child, words)
@@ -122,6 +124,8 @@ class Deaths:
         self._display.note(self._memory.leave_record())
 
     def _lose_coordinator(self, child: Child, words: str) -> None:
+        self._memory.lose_coordinator()
+        sockets.remove_coordinator(child.config.run_dir, child.identity)
         delay_s = self._delay_s(words, _place(child), child.has_served)  # it may be without workers just now
         self._send_requests_elsewhere()
         grammars = self._own.all(GrammarConfig)

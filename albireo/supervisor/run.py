@@ -60,7 +60,7 @@ def run_engine(
         except SegmentError as error:
             raise StartupError(str(error)) from error
         memories = [
-            EngineMemory(segments, scheduler, num_workers, worker_timeout_s, number)
+            EngineMemory(segments, scheduler, num_workers, worker_timeout_s, number, num_replicas)
             for number, segments in enumerate(replicas)
         ]
         supervisor = Supervisor(run_dir, signals, display, shutdown_timeout_s, memories, notifier, settings)

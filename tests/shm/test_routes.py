@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from albireo.shm import segment
-from albireo.shm.routes import LOG_CHUNKS, Routes, initialise, routes_bytes
+from albireo.shm.routes import LOG_CHUNKS, Routes, clear_load, initialise, routes_bytes
 from albireo.shm.segment import SegmentError
 
 NUM_REPLICAS = 2
@@ -64,15 +64,15 @@ def test_who_comes_later_hears_what_caches_still_have_of_its_predecessor_too(fd:
     assert list(Routes(fd, NUM_REPLICAS, 1).hear()) == [(0, [4]), (0, [2]), (1, [3])]
 
 
-def test_a_load_is_the_sum_of_the_frontends_and_a_new_one_has_none(fd: int) -> None:
+def test_a_load_is_the_sum_of_the_frontends_and_a_dead_one_has_none(fd: int) -> None:
     initialise(fd, NUM_REPLICAS * NUM_FRONTENDS)
     views = [Routes(fd, NUM_REPLICAS, index) for index in range(NUM_FRONTENDS)]
     views[0].loads[1].say(3, 1000)
     views[2].loads[1].say(4, 500)
     views[2].loads[1].say(5, 600)
     assert [(load.num_sequences, load.num_prompt_tokens) for load in views[1].loads] == [(0, 0), (8, 1600)]
-    Routes(fd, NUM_REPLICAS, 2)
-    assert views[1].loads[1].num_prompt_tokens == 1000
+    clear_load(fd, NUM_REPLICAS, 2)
+    assert [(load.num_sequences, load.num_prompt_tokens) for load in views[1].loads] == [(0, 0), (3, 1000)]
 
 
 def test_another_segment_is_refused(fd: int) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from albireo import sockets
-from albireo.config import GrammarConfig, process_names
+from albireo.config import GrammarConfig, SegmentFds, process_names
 from albireo.engine_args import EngineArgs, plan_engine
 from albireo.engine_segments import create_segments
 from albireo.limits import GRAMMAR_RESTARTS_PER_MINUTE
@@ -22,6 +22,8 @@ from albireo.messages import EngineReady, FromSupervisor, GrammarDown, Progress,
 from albireo.notify import Notifier
 from albireo.run_directory import RunDirectory
 from albireo.serve import DEMO_MODEL, ServeArgs, child_specs
+from albireo.shm.routes import Routes
+from albireo.shm.stats import GAUGES, EngineStats
 from albireo.signal_pipe import SignalPipe
 from albireo.startup_display import StartupDisplay
 from albireo.supervisor import engine_memory
@@ -61,7 +63,16 @@ class CountingNotifier(Notifier):
 class Engine:
     """A supervisor of scripted processes, ready."""
 
-    def __init__(self, supervisor: Supervisor, display: Display, run_dir: str, notifier: "CountingNotifier") -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        display: Display,
+        run_dir: str,
+        notifier: "CountingNotifier",
+        segments: Sequence[SegmentFds],
+    ) -> None:
+        """`segments`: of each replica."""
+        self.segments = segments
         self.notifier = notifier
         self.supervisor = supervisor
         self.display = display
@@ -83,7 +94,7 @@ class Engine:
 
 def specs_of(
     script: str, num_workers: int, run_dir: str, num_replicas: int = 1
-) -> tuple[list[ChildSpec], list[EngineMemory]]:
+) -> tuple[list[ChildSpec], list[EngineMemory], list[SegmentFds]]:
     plan = plan_engine(
         EngineArgs(str(DEMO_MODEL), device="null", tensor_parallel_size=num_workers, max_num_seqs=8), num_cpus=2
     )
@@ -103,7 +114,12 @@ def specs_of(
         log_level="info",
     )
     replicas = [
-        create_segments(plan.scheduler, num_workers, process_names(num_workers, has_grammar=True, replica=number))
+        create_segments(
+            plan.scheduler,
+            num_workers,
+            process_names(num_workers, has_grammar=True, replica=number),
+            0 if number else num_replicas,
+        )
         for number in range(num_replicas)
     ]
     path = os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", "")))
@@ -123,10 +139,11 @@ def specs_of(
         )
         given.append(ChildSpec("", grammar, fds=(segments.stats, segments.flight[grammar.name])))
     specs = [replace(spec, module="scripted_child", environment=environment) for spec in given]
-    return specs, [
-        EngineMemory(segments, plan.scheduler, num_workers, args.worker_timeout_s, number)
+    memories = [
+        EngineMemory(segments, plan.scheduler, num_workers, args.worker_timeout_s, number, num_replicas)
         for number, segments in enumerate(replicas)
     ]
+    return specs, memories, replicas
 
 
 @contextmanager
@@ -134,13 +151,13 @@ def running(script: str = "", num_workers: int = 1, num_replicas: int = 1) -> It
     with ExitStack() as stack:
         signals = stack.enter_context(SignalPipe())
         run_dir = stack.enter_context(RunDirectory())
-        specs, memories = specs_of(script, num_workers, run_dir, num_replicas)
+        specs, memories, segments = specs_of(script, num_workers, run_dir, num_replicas)
         display = Display()
         notifier = CountingNotifier()
         supervisor = Supervisor(run_dir, signals, display, 1, memories, notifier)
         stack.callback(supervisor.stop)
         supervisor.start(specs)
-        yield Engine(supervisor, display, run_dir, notifier)
+        yield Engine(supervisor, display, run_dir, notifier, segments)
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +263,35 @@ def test_another_coordinator_hears_that_there_is_no_grammar_process_for_now(
             lambda: any("coordinator-0 (pid" in line and "is ready" in line for line in engine.display.lines)
         )
         assert ("coordinator-0.1", GrammarDown(0, restarts=False)) in told
+
+
+def test_a_dead_coordinator_has_no_requests_and_no_socket_and_what_it_counted_stays() -> None:
+    with running(num_replicas=2) as engine:
+        stats = [EngineStats(segments.stats) for segments in engine.segments]
+        for each in stats:
+            for name in (*GAUGES, "prompt_tokens"):
+                each.engine[name] = 7
+        sockets_of_dead = [Path(engine.run_dir, name) for name in ("coordinator-1.sock", "grammar-1.sock")]
+        others = [Path(engine.run_dir, name) for name in ("coordinator-0.sock", "coordinator-1.1.sock")]
+        for path in (*sockets_of_dead, *others):
+            path.touch()
+        engine.kill("coordinator-1")
+        engine.watch_until(lambda: engine.says("coordinator-1 (pid"))
+        assert {name: int(stats[1].engine[name][0]) for name in GAUGES} == dict.fromkeys(GAUGES, 0)
+        assert int(stats[1].engine["prompt_tokens"][0]) == 7
+        assert int(stats[0].engine["num_running"][0]) == 7
+        assert not any(path.exists() for path in sockets_of_dead)
+        assert all(path.exists() for path in others)
+
+
+def test_a_dead_frontend_s_requests_are_no_replica_s_work() -> None:
+    with running(num_replicas=2) as engine:
+        loads = Routes(engine.segments[0].routes, 2, 0).loads
+        for load in loads:
+            load.say(3, 1000)
+        engine.kill("frontend-0")
+        engine.watch_until(lambda: engine.says("frontend-0 (pid"))
+        assert [(load.num_sequences, load.num_prompt_tokens) for load in loads] == [(0, 0)] * 2
 
 
 def test_workers_and_coordinator_that_die_together_leave_one_record() -> None:
