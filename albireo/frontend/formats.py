@@ -67,14 +67,18 @@ class _OpenAIFormat(ABC):
         """The usage, if `stream_options.include_usage`, and [DONE]."""
         if not self._with_usage:
             return DONE
-        return self._chunk_head + b',"choices":[],"usage":' + _encode(usage(generations)) + b"}\n\n" + DONE
+        return self._chunk_head + b',"choices":[],"usage":' + _encode(self._usage(generations)) + b"}\n\n" + DONE
 
     def error(self, error: RequestError) -> bytes:
         return b"data: " + _encode(error_body(error)) + b"\n\n" + DONE
 
     def body(self, generations: Sequence[Generation]) -> bytes:
         choices = [self._choice(generation) for generation in generations]
-        return _encode(self._head | {"choices": choices, "usage": usage(generations)})
+        return _encode(self._head | {"choices": choices, "usage": self._usage(generations)})
+
+    def _usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        """So far."""
+        return usage(generations)
 
     @abstractmethod
     def _choice(self, generation: Generation) -> dict[str, Any]:
@@ -90,7 +94,7 @@ class _OpenAIFormat(ABC):
     def _chunk_tail(self, generation: Generation) -> bytes:
         """OpenAI has a null usage in every chunk but the last, when a usage is asked for."""
         if self._with_usage_so_far:
-            return b',"usage":' + _encode(usage([generation])) + b"}\n\n"
+            return b',"usage":' + _encode(self._usage([generation])) + b"}\n\n"
         return b',"usage":null}\n\n' if self._with_usage else b"}\n\n"
 
     def _begins(self, generation: Generation) -> bool:

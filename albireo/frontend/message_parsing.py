@@ -36,6 +36,8 @@ class MessageParsing(Struct, frozen=True):
     shown: frozenset[str] = frozenset()
     """Special tokens that the parser must see, and no client."""
     grammar: Grammar | None = None
+    reads_reasoning: bool = False
+    """Whether the tokens of the reasoning are to be counted."""
     ends_with_calls: bool = True
     """A message with calls has the finish reason `tool_calls`; a named call's is `stop`, as at OpenAI."""
 
@@ -49,7 +51,7 @@ def message_parsing(request: ChatRequest, config: FrontendConfig, prompt_end: st
     ends_with_calls = use is None or use.choice != "named"
     state = _reasoning_state(config.reasoning_parser, prompt_end, bool(request.continue_final_message))
     if state == "over":
-        return None if make is None else MessageParsing(make, shown, grammar, ends_with_calls)
+        return None if make is None else MessageParsing(make, shown, grammar, ends_with_calls=ends_with_calls)
     inner = make or reasoning.PlainText
     inside = state == "inside"
     grammar = grammar or requested_grammar(request.response_format, request.structured_outputs)
@@ -57,7 +59,7 @@ def message_parsing(request: ChatRequest, config: FrontendConfig, prompt_end: st
         opened_by = "" if inside else reasoning.BEGIN
         grammar = msgspec.structs.replace(grammar, after=reasoning.END, opened_by=opened_by)
     shown |= {reasoning.BEGIN, reasoning.END}
-    return MessageParsing(lambda: reasoning.ReasoningParser(inner(), inside), shown, grammar, ends_with_calls)
+    return MessageParsing(lambda: reasoning.ReasoningParser(inner(), inside), shown, grammar, True, ends_with_calls)
 
 
 def _reasoning_state(parser: str | None, prompt_end: str, continues: bool) -> Literal["inside", "over", "undecided"]:
@@ -83,8 +85,8 @@ def _tool_parser(
         if not config.enable_auto_tool_choice or config.tool_call_parser is None:
             field = "tool_choice"
             raise RequestError(
-                f"{field}: auto needs a server started with --enable-auto-tool-choice and --tool-call-parser; "
-                "required, or a named function, does not",
+                f"{field}: auto, which is the default, needs a server started with --enable-auto-tool-choice and "
+                "--tool-call-parser; a choice that makes the model call a tool does not",
                 field=field,
             )
         if constrained:

@@ -35,7 +35,9 @@ class ParsedChatFormat(ChatFormat):
         parsing: MessageParsing,
     ) -> None:
         super().__init__(request, model, prompts, texts)
-        self._messages = ParsedMessages(parsing)
+        self._reads_reasoning = parsing.reads_reasoning
+        tells_usage = self._with_usage or not request.stream
+        self._messages = ParsedMessages(parsing, texts if tells_usage else None)
         self._kept_ids: dict[int, list[int]] = {}
         """Token ids of text that is held back."""
 
@@ -43,7 +45,8 @@ class ParsedChatFormat(ChatFormat):
         """Empty while what came may still become something else."""
         parts, token_ids = self._messages.take(generation)
         if not parts and not generation.ended:
-            self._kept_ids.setdefault(generation.index, []).extend(token_ids)
+            if self._prompts is not None:
+                self._kept_ids.setdefault(generation.index, []).extend(token_ids)
             return b""
         choice: dict[str, Any] = {"index": generation.index, "delta": _delta(parts)}
         head = {}
@@ -59,6 +62,13 @@ class ParsedChatFormat(ChatFormat):
             choice["stop_reason"] = generation.stop_reason
         body = _encode(head | {"choices": [choice]})[1:-1]
         return b"".join([self._chunk_head, b",", body, self._chunk_tail(generation)])
+
+    def _usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        whole = super()._usage(generations)
+        if self._reads_reasoning:
+            count = sum(map(self._messages.num_reasoning_tokens, generations))
+            whole["completion_tokens_details"] = {"reasoning_tokens": count}
+        return whole
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         parts, token_ids = self._messages.take(generation)

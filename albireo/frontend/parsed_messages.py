@@ -12,10 +12,9 @@ class ParsedMessages:
     """The parsers of one response's sequences, and what they found."""
 
     def __init__(self, parsing: MessageParsing | None, texts: DetokenizerFactory | None = None) -> None:
-        """`parsing` None: all is text. With `texts` the tokens of the reasoning are counted; then the sequences must
-        keep their token ids."""
+        """`parsing` None: all is text. With `texts` the tokens of the reasoning are counted, where it is read."""
         self._parsing = parsing or MessageParsing(PlainText)
-        self._texts = texts
+        self._texts = texts if self._parsing.reads_reasoning else None
         self._reasoning: dict[int, ReasoningTokens] = {}
         self._parsers: dict[int, MessageParser] = {}
         self._with_calls: set[int] = set()

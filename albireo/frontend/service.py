@@ -218,7 +218,7 @@ class Service:
                 self.text.detokenizer(request.skip_special_tokens is not False, shown),
                 StopStrings(stops, shows_stop) if stops else None,
                 output,
-                keeps_token_ids=bool(request.return_token_ids),
+                keeps_token_ids=bool(request.return_token_ids) or (parsing is not None and parsing.reads_reasoning),
                 shows_stop=shows_stop,
                 scores=sample.scores,
                 min_tokens=sample.sampling.min_tokens,

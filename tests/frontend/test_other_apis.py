@@ -13,8 +13,12 @@ from frontend_server import MODEL, FrontendServer
 
 from albireo import limits
 from albireo.errors import RequestError
-from albireo.frontend.anthropic.requests import CountTokensRequest
-from albireo.frontend.anthropic.to_chat import chat_of_prompt
+from albireo.frontend.anthropic import endpoints as anthropic_endpoints
+from albireo.frontend.anthropic.requests import CountTokensRequest, MessagesRequest
+from albireo.frontend.anthropic.to_chat import chat_of_messages, chat_of_prompt
+from albireo.frontend.field_names import Names, rename_field
+from albireo.frontend.requests import ChatRequest
+from albireo.frontend.responses import endpoint as responses_endpoint
 from albireo.frontend.responses.requests import ResponsesRequest
 from albireo.frontend.responses.to_chat import chat_of_response
 
@@ -129,6 +133,54 @@ def test_thinking_is_refused_only_where_no_model_thinks(tokenizer_path: Path, tm
                     assert response.status_code == (400 if refused and type_ == "enabled" else 200), (name, type_)
                     if response.status_code == 400:
                         assert "thinking.type" in response.json()["error"]["message"]
+
+
+def names_in_errors(chat: ChatRequest, names: Names) -> dict[str, str]:
+    """Of the chat's fields that the other API's request has filled: what an error calls them."""
+    plain = ChatRequest(messages=[])
+    found = {}
+    for name in chat.__struct_fields__:
+        if getattr(chat, name) != getattr(plain, name):
+            error = RequestError(f"{name} is wrong", field=name)
+            rename_field(error, names, chat.messages, [])
+            assert error.field is not None and error.message == f"{error.field} is wrong"
+            found[name] = error.field
+    return found
+
+
+def test_an_error_of_any_translated_field_names_one_of_the_request_s_own() -> None:
+    body: dict[str, Any] = {
+        "model": MODEL, "input": [USER], "instructions": "i", "max_output_tokens": 4, "temperature": 1, "top_p": 0.5,
+        "top_k": 3, "min_p": 0.1, "seed": 1, "stop": "x", "stream": True, "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"], "tools": [tool()], "parallel_tool_calls": False,
+        "tool_choice": {"type": "function", "name": "f"}, "text": format_(SCHEMA), "reasoning": {"effort": "low"},
+    }  # fmt: skip
+    response = msgspec.json.decode(msgspec.json.encode(body), type=ResponsesRequest)
+    found = names_in_errors(chat_of_response(response), responses_endpoint.FIELD_NAMES)
+    assert len(found) == len(body) - 1  # instructions are a message
+    assert {name.split(".")[0] for name in found.values()} == body.keys() - {"instructions"}
+
+    body = {
+        "model": MODEL, "messages": [USER], "system": "s", "max_tokens": 4, "temperature": 1, "top_p": 0.5, "top_k": 3,
+        "stop_sequences": ["x"], "stream": True, "tools": [anthropic_tool()], "thinking": {"type": "disabled"},
+        "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    }  # fmt: skip
+    message = msgspec.json.decode(msgspec.json.encode(body), type=MessagesRequest)
+    found = names_in_errors(chat_of_messages(message, knows_thinking=True), anthropic_endpoints.FIELD_NAMES)
+    assert {name.split(".")[0] for name in found.values()} == body.keys() - {"system"}
+    assert found["parallel_tool_calls"] == "tool_choice.disable_parallel_tool_use"
+
+
+def test_what_a_tool_choice_needs_is_said_in_no_api_s_own_words(server: FrontendServer) -> None:
+    asked: dict[str, dict[str, Any]] = {
+        "/v1/messages": {"messages": [USER], "max_tokens": 4, "tools": [anthropic_tool()]},
+        "/v1/responses": {"input": "Hello", "tools": [tool()]},
+        "/v1/chat/completions": {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}}]},
+    }
+    for path, fields in asked.items():
+        message = httpx.post(server.url + path, json={"model": MODEL} | fields).json()["error"]["message"]
+        assert message.startswith("tool_choice: auto") and "--enable-auto-tool-choice" in message
+        assert not any(word in message for word in ("required", "function", " any"))
 
 
 def tool(**fields: Any) -> dict[str, Any]:

@@ -113,6 +113,19 @@ def test_a_response_counts_the_tokens_of_its_reasoning(client: OpenAI, tokenizer
         *_, last = client.responses.create(**fields, stream=True)
         for response in (whole, last.response):
             assert response.usage and response.usage.output_tokens_details.reasoning_tokens == counted
+        chat: Any = {"model": MODEL, "messages": CHAT["messages"], "max_tokens": num_tokens}
+        *_, chunk = client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True})
+        for usage in (client.chat.completions.create(**chat).usage, chunk.usage):
+            assert usage.completion_tokens_details.reasoning_tokens == counted
+        two: Any = client.chat.completions.create(**chat, n=2).usage
+        assert two.completion_tokens_details.reasoning_tokens == 2 * counted
+
+
+def test_a_chat_s_token_ids_are_given_only_where_they_are_asked_for(client: OpenAI) -> None:
+    for stream in (False, True):
+        answer: Any = client.chat.completions.create(**CHAT, stream=stream)
+        for piece in answer if stream else [answer]:
+            assert "token_ids" not in piece.choices[0].model_dump()
 
 
 def test_a_response_s_logprobs_are_those_of_its_text(client: OpenAI) -> None:

@@ -17,12 +17,14 @@ from albireo.frontend.field_names import Names, rename_field
 from albireo.frontend.json_response import send_json
 from albireo.frontend.service import Service
 
-_NAMES: Final[Names] = {
+FIELD_NAMES: Final[Names] = {
     re.compile(r"stop$"): "stop_sequences",
     re.compile(r"messages\b.*"): "messages",
     re.compile(r"(tools\[\d+\])\.function\.parameters"): r"\1.input_schema",
     re.compile(r"(tools\[\d+\])\.function"): r"\1",
     re.compile(r"tool_choice\.function"): "tool_choice",
+    re.compile(r"parallel_tool_calls$"): "tool_choice.disable_parallel_tool_use",
+    re.compile(r"chat_template_kwargs\b.*"): "thinking.type",
 }
 """A chat's fields. A chat may have more messages, so only the list is named."""
 
@@ -42,7 +44,7 @@ class Messages:
         try:
             await self._runner.run(scope, receive, send, chat, lambda _, parsing: MessagesFormat(name, parsing))
         except RequestError as error:
-            rename_field(error, _NAMES, chat.messages, call_inputs(request))
+            rename_field(error, FIELD_NAMES, chat.messages, call_inputs(request))
             raise
 
 
@@ -61,7 +63,7 @@ class CountTokens:
             self._service.check_request(chat)
             ids, _ = await self._runner.encode(chat)
         except RequestError as error:
-            rename_field(error, _NAMES, chat.messages, call_inputs(request))
+            rename_field(error, FIELD_NAMES, chat.messages, call_inputs(request))
             raise
         await send_json(send, 200, msgspec.json.encode({"input_tokens": len(ids)}))
 

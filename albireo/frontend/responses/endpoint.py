@@ -16,13 +16,14 @@ from albireo.frontend.responses.requests import ResponsesRequest
 from albireo.frontend.responses.to_chat import call_arguments, chat_of_response
 from albireo.frontend.service import Service
 
-_NAMES: Final[Names] = {
+FIELD_NAMES: Final[Names] = {
     re.compile(r"max_tokens$"): "max_output_tokens",
     re.compile(r"messages\b.*"): "input",
     re.compile(r"reasoning_effort$"): "reasoning.effort",
     re.compile(r"response_format(\.json_schema)?"): "text.format",
     re.compile(r"(tools\[\d+\])\.function"): r"\1",
     re.compile(r"tool_choice\.function"): "tool_choice",
+    re.compile(r"logprobs$"): "include",
 }
 """A chat's fields. Items and messages are not one to one, so of messages only the list is named."""
 
@@ -48,5 +49,5 @@ class Responses:
                 lambda _, parsing: ResponsesFormat(request, service.model_name, parsing, service.text.detokenizer),
             )
         except RequestError as error:
-            rename_field(error, _NAMES, chat.messages, call_arguments(request))
+            rename_field(error, FIELD_NAMES, chat.messages, call_arguments(request))
             raise

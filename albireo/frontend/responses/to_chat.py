@@ -60,7 +60,6 @@ def chat_of_response(request: ResponsesRequest) -> ChatRequest:
         ] if request.tools else None,
         tool_choice=tool_choice,
         parallel_tool_calls=request.parallel_tool_calls,
-        return_token_ids=True,  # those of the reasoning are counted
         response_format=_response_format(request),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
     )  # fmt: skip
