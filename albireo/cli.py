@@ -111,6 +111,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--max-num-batched-tokens", type=in_range(16, 2**20), default=2048, help="tokens in a step")
     engine.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     engine.add_argument("--scheduling-policy", choices=["fcfs", "priority"], default="fcfs")
+    engine.add_argument("--queue-timeout", type=float, default=0.0, metavar="S",
+                        help="seconds that a request may wait for its first step; then it gets 503 (default: 0, "
+                             "as long as its client waits)")  # fmt: skip
     engine.add_argument("--run-ahead", type=in_range(0, 16), default=2, metavar="K",
                         help="steps planned ahead (1 while steps take over 5 ms); 0: synchronous")  # fmt: skip
     engine.add_argument("--cpu-threads", type=in_range(1, 1024), help="threads of the model (default: all cores)")
@@ -254,6 +257,7 @@ def serve_with(args: argparse.Namespace) -> int:
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_prefix_caching=args.enable_prefix_caching,
         scheduling_policy=args.scheduling_policy,
+        queue_timeout=args.queue_timeout,
         run_ahead=args.run_ahead,
         kv_cache_bytes=args.kv_cache_bytes,
         swap_space=args.swap_space,

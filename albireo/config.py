@@ -112,6 +112,8 @@ class CoordinatorConfig(ChildConfig, frozen=True, forbid_unknown_fields=True, kw
     vocab_size: int
     num_workers: int
     sampling_mode: SamplingMode = "local"
+    queue_timeout_s: float = 0.0
+    """How long a request may wait for its first step; 0: for ever."""
 
 
 class GrammarConfig(ChildConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):

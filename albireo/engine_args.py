@@ -26,6 +26,9 @@ DEFAULT_KV_CACHE_BYTES = 4 * GIB
 MEMORY_RESERVE_BYTES = GIB
 """Left for the processes themselves when the default KV cache is sized."""
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+MIN_QUEUE_TIMEOUT_S = 0.1
+"""Less would end requests that wait for a step under way."""
+MAX_QUEUE_TIMEOUT_S = 86400
 MAX_NULL_STEP_MS = 500.0
 """A worker shows life between steps only, and must do so within --worker-timeout, of which 1 s is the least."""
 
@@ -44,6 +47,8 @@ class EngineArgs(Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
+    queue_timeout: float = 0.0
+    """Seconds that a request may wait for its first step; 0: for ever."""
     run_ahead: int = 2
     kv_cache_bytes: int | None = None
     swap_space: float = 0.0
@@ -70,6 +75,7 @@ class EnginePlan(Struct, frozen=True):
     num_workers: int
     """Ranks: the tensor-parallel degree."""
     sampling_mode: SamplingMode
+    queue_timeout_s: float
     collectives: CollectivesKind
     kv_cache_bytes: int
     """Of each rank; 0 where a GPU's worker finds out what `gpu_memory_utilization` leaves."""
@@ -137,6 +143,7 @@ def plan_engine(args: EngineArgs, num_cpus: int) -> EnginePlan:
         ),
         num_workers=args.tensor_parallel_size,
         sampling_mode=args.sampling_mode or ("sequence-parallel" if device in ("cuda", "sim") else "local"),
+        queue_timeout_s=_check_queue_timeout(args.queue_timeout),
         collectives=args.collectives or ("nccl" if device == "cuda" else "shm"),
         kv_cache_bytes=kv_cache_bytes,
         load_format="dummy" if args.load_format == "dummy" else "safetensors",
@@ -299,6 +306,13 @@ def _size_swap_space(args: EngineArgs, device: DeviceName, rank_block_bytes: int
             f"{available / GIB:.1f} GiB are available: lower it"
         )
     return nbytes
+
+
+def _check_queue_timeout(timeout_s: float) -> float:
+    if not (timeout_s == 0 or MIN_QUEUE_TIMEOUT_S <= timeout_s <= MAX_QUEUE_TIMEOUT_S):
+        bound = f"0 for none, or {MIN_QUEUE_TIMEOUT_S} to {MAX_QUEUE_TIMEOUT_S} seconds are possible"
+        raise StartupError(f"--queue-timeout {timeout_s:g} is out of range: {bound}", exit_code=2)
+    return timeout_s
 
 
 def _threads_per_rank(args: EngineArgs, num_cpus: int) -> int:

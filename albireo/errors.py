@@ -84,6 +84,12 @@ class UnavailableError(RequestError):
     error_type = "service_unavailable"
 
 
+class QueueTimeoutError(UnavailableError):
+    """It has waited for its first step for --queue-timeout; the answer carries Retry-After."""
+
+    code = "queue_timeout"
+
+
 class StoppingError(UnavailableError):
     """The server ends; the answer closes its connection, since the next request on it would be lost."""
 

@@ -1,7 +1,7 @@
 """Every message between processes: msgspec Structs over ZeroMQ as msgpack. Nothing else travels, never pickle.
 
 Request path     frontend (DEALER) -> coordinator (ROUTER): `Submit`, `Abort`
-Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`
+Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`, `Expired`
 Grammar path     coordinator (ROUTER) -> grammar (DEALER): `Compile`, `Bind`, `Advance`, `Forget`
                  grammar -> coordinator: `GrammarUp`, `Compiled`, `Refused`, `Broken`
 Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `EngineHalted`, `Fatal`
@@ -136,6 +136,8 @@ class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     share the prompt's blocks, also where the prefix cache is off."""
     resumed: Resumed | None = None
     """Of a request that was admitted before."""
+    arrival_ns: Uint64 = 0
+    """CLOCK_MONOTONIC when the frontend had it ready, also where it is sent again; 0: it is new to everybody."""
 
 
 class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -190,6 +192,14 @@ class Failed(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     message: str
     is_transient: bool = False
     """The same request can be served in a moment."""
+
+
+class Expired(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The request has waited for its first step as long as the server lets it; its one terminal event. It can be sent
+    again. `message` may be shown to the client."""
+
+    request_id: Uint64
+    message: str
 
 
 class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -343,7 +353,7 @@ class Stop(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 ToCoordinator = Submit | Abort
-ToFrontend = Tokens | Rejected | Failed
+ToFrontend = Tokens | Rejected | Failed | Expired
 ToGrammar = Compile | Bind | Advance | Forget
 FromGrammar = GrammarUp | Compiled | Refused | Broken
 ToSupervisor = Progress | WorkerReady | Ready | EngineHalted | Fatal

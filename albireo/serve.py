@@ -190,6 +190,7 @@ def engine_specs(
         vocab_size=model.vocab_size,
         num_workers=engine.num_workers,
         sampling_mode=engine.sampling_mode,
+        queue_timeout_s=engine.queue_timeout_s,
     )
     engine_fds = (segments.plan_ring, *segments.token_rings, segments.stats)
     worker_fds = engine_fds if engine.num_workers == 1 else (*engine_fds, segments.collectives)

@@ -28,7 +28,8 @@ from albireo.shm.flight import FlightRecorder
 from albireo.shm.stats import EngineStats
 
 RECHECK_MS = 20
-"""With steps in flight: how long a lost doorbell can delay a step."""
+"""With steps in flight: how long a lost doorbell can delay a step. With requests that may wait too long: how late it is
+seen."""
 IDLE_MS = 500
 """With nothing to do: how often the heartbeat is renewed."""
 TAKE_OVER_MS = 2
@@ -123,7 +124,7 @@ def run(config: CoordinatorConfig) -> None:
             control.fatal(str(error))
             context.destroy(linger=1000)
             sys.exit(1)
-        poller.poll(RECHECK_MS if coordinator.is_busy else IDLE_MS)
+        poller.poll(RECHECK_MS if coordinator.is_busy or coordinator.is_watching else IDLE_MS)
 
 
 if __name__ == "__main__":

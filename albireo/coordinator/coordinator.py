@@ -15,6 +15,7 @@ import zmq
 
 from albireo import sockets
 from albireo.config import CoordinatorConfig, worker_name
+from albireo.coordinator.deadlines import QueueDeadlines
 from albireo.coordinator.grammars import DOWN, Compilation, Grammars
 from albireo.coordinator.outputs import token_messages
 from albireo.coordinator.request import Request
@@ -26,6 +27,7 @@ from albireo.coordinator.submission import make_request, problem_of, submitted_t
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import (
     Abort,
+    Expired,
     Failed,
     GrammarDown,
     Rejected,
@@ -89,6 +91,7 @@ class Coordinator:
         """Identities of those that have died."""
         self._requests: dict[tuple[int, int], Request] = {}
         """By (frontend, request id): everything that has not had its terminal event."""
+        self._deadlines = QueueDeadlines(config.queue_timeout_s)
         self._num_arrived = 0
         self._num_confirmed = plans.next_step - 1
         grammars.confirmed(self._num_confirmed, ())
@@ -103,12 +106,18 @@ class Coordinator:
         """True while steps are in flight: the next wake-up is due soon."""
         return self._scheduler.num_in_flight > 0
 
+    @property
+    def is_watching(self) -> bool:
+        """True while a request's wait may come to its end, of which no message tells."""
+        return len(self._deadlines) > 0
+
     def step(self) -> None:
         """Takes what has arrived, plans as far as it may, answers. Never blocks."""
         self._receive()
         if not self._is_halted:
             self._confirm()
             self._plan()
+        self._expire()  # of those that could not start even now
         self._answer()
         num_planned = self._plans.next_step - 1
         depth = self._run_ahead.depth
@@ -181,6 +190,9 @@ class Coordinator:
             request.note_crash()
             if request.num_crashes >= MAX_CRASHES:
                 self._fail(request, "the engine has died each time that it tried to go on with this request")
+        for request in self._requests.values():
+            if request.num_admissions and not request.has_output and not request.deadline_ns:
+                self._deadlines.watch(request, self._clock_ns())  # its first step is yet to come, again
         self._tell_grammars()
         self._answer()
         log.warning("the workers are gone; %d requests wait for others", len(self._scheduler.waiting))
@@ -203,6 +215,20 @@ class Coordinator:
         del self._requests[request.frontend, request.request_id]
         self._abort(request)
         self._outbox.append((request.frontend, Failed(request.request_id, why)))
+
+    def _expire(self) -> None:
+        """Ends requests that have waited too long for their first step."""
+        if not self.is_watching:
+            return
+        now_ns, timeout_s = self._clock_ns(), self._deadlines.timeout_s
+        expired = self._deadlines.take_expired(now_ns)
+        for request in expired:
+            del self._requests[request.frontend, request.request_id]
+            self._abort(request)
+            why = f"the request has waited {timeout_s:g} seconds for its first step; send it again in a moment"
+            self._outbox.append((request.frontend, Expired(request.request_id, why)))
+        num_waiting, num_running = len(self._scheduler.waiting), self._scheduler.slots.num_running
+        self._step_log.expired(expired, timeout_s, num_waiting, num_running, now_ns)
 
     def grammar_down(self, message: GrammarDown) -> None:
         """From the supervisor."""
@@ -233,11 +259,13 @@ class Coordinator:
             problem = message.grammar.field, f"{message.grammar.field}: {self._grammars.refusal}"
         if problem is None:
             self._num_arrived += 1
-            max_model_len = self._config.scheduler.max_model_len
-            request = make_request(message, tokens, frontend, self._num_arrived, max_model_len)
+            now_ns, max_model_len = self._clock_ns(), self._config.scheduler.max_model_len
+            request = make_request(message, tokens, frontend, self._num_arrived, now_ns, max_model_len)
             capacity = self._scheduler.capacity_error(request)
             if capacity is None:
                 self._requests[frontend, message.request_id] = request
+                if not request.has_output:
+                    self._deadlines.watch(request, now_ns if request.num_admissions else request.arrival_ns)
                 if message.grammar is None:
                     self._scheduler.submit(request)
                 else:

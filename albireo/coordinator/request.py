@@ -45,6 +45,10 @@ class Request:
     cache_salt: str
     arrival: int
     """Number in order of arrival; kept through preemptions."""
+    arrival_ns: int = 0
+    """When a frontend had it ready, CLOCK_MONOTONIC; kept also when another coordinator gets it."""
+    deadline_ns: int = 0
+    """While it waits for its first step: when that has lasted too long; 0 for never."""
     sample_group: int = 0
     """As of `messages.Submit`."""
     grammar_handle: int = 0
@@ -71,6 +75,11 @@ class Request:
 
     def __post_init__(self, num_output_tokens: int) -> None:
         self.num_prompt_tokens = self.tokens.size - num_output_tokens
+
+    @property
+    def has_output(self) -> bool:
+        """Not running: it had tokens when it last was."""
+        return self.tokens.size > self.num_prompt_tokens
 
     @property
     def is_suspect(self) -> bool:

@@ -324,6 +324,7 @@ class Scheduler:
         write_admission(plan, request, int(self.slots.generation[slot]), self._eos_token_ids)
         request.score_from = request.num_scored + 1 if request.wants_scores else NO_SCORES
         request.state = State.RUNNING
+        request.deadline_ns = 0
         request.num_admissions += 1
         self._trial.begin(request)
         self._prefilling.append(request)

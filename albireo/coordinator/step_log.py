@@ -1,4 +1,5 @@
-"""What the coordinator logs of its steps: those that took unusually long, and requests that were preempted.
+"""What the coordinator logs of its steps: those that took unusually long, and requests that were preempted or had none
+in time.
 
 At most one line of each in ten seconds; what was not said in between is counted in the next.
 """
@@ -11,6 +12,7 @@ from statistics import median
 from typing import Final
 
 from albireo import logs
+from albireo.coordinator.request import Request
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class StepLog:
         """Not said yet."""
         self._preempted_since_ns = -INTERVAL_NS
         self._preemptions: list[Preemption] = []
+        """Not said yet."""
+        self._expired_since_ns = -INTERVAL_NS
+        self._num_expired = 0
         """Not said yet."""
 
     def planned(self, num_rows: int, num_chunk_tokens: int) -> None:
@@ -109,5 +114,25 @@ class StepLog:
                 event="preemption", request_id=last.request_id, frontend=last.frontend, num_blocks=last.num_blocks,
                 num_free_blocks=last.num_free_blocks, num_needed_blocks=last.num_needed_blocks,
                 num_tokens=last.num_tokens, is_kept=last.is_kept, num_unlogged=len(others),
+            ),
+        )  # fmt: skip
+
+    def expired(
+        self, requests: Sequence[Request], timeout_s: float, num_waiting: int, num_running: int, now_ns: int
+    ) -> None:
+        """Just now. `num_waiting`, `num_running`: what is there without them."""
+        self._num_expired += len(requests)
+        if not requests or now_ns - self._expired_since_ns < INTERVAL_NS:
+            return
+        self._expired_since_ns = now_ns
+        last, others, self._num_expired = requests[-1], self._num_expired - 1, 0
+        log.warning(
+            "request %d of frontend %d has waited %g s for its first step and ends with 503: running %d, still waiting "
+            "%d%s",
+            last.request_id, last.frontend, timeout_s, num_running, num_waiting,
+            f"; before it: {others} requests" if others else "",
+            extra=logs.fields(
+                event="queue_timeout", request_id=last.request_id, frontend=last.frontend, timeout_s=timeout_s,
+                num_running=num_running, num_waiting=num_waiting, num_unlogged=others,
             ),
         )  # fmt: skip

@@ -31,7 +31,9 @@ def problem_of(message: Submit, tokens: Tokens, config: CoordinatorConfig) -> tu
     return None
 
 
-def make_request(message: Submit, tokens: Tokens, frontend: int, arrival: int, max_model_len: int) -> Request:
+def make_request(
+    message: Submit, tokens: Tokens, frontend: int, arrival: int, now_ns: int, max_model_len: int
+) -> Request:
     """`frontend`: index of the one that sent it. `arrival`: the request's number."""
     resumed = message.resumed or Resumed(0)
     num_prompt = tokens.size - resumed.num_output_tokens
@@ -48,4 +50,5 @@ def make_request(message: Submit, tokens: Tokens, frontend: int, arrival: int, m
         cache_salt=message.cache_salt,
         sample_group=message.sample_group,
         arrival=arrival,
+        arrival_ns=message.arrival_ns or now_ns,
     )

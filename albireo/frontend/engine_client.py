@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from albireo.errors import InternalError, RequestError, UnavailableError
+from albireo.errors import InternalError, QueueTimeoutError, RequestError, UnavailableError
 from albireo.frontend.generation import Generation, Listener
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import (
     Abort,
+    Expired,
     Finish,
     Grammar,
     Rejected,
@@ -145,7 +146,9 @@ class EngineClient:
         generation.request_id = request_id = next(self._numbers)
         generation.submitted_ns = self._clock_ns()
         group = 0 if leader is None else leader.request_id
-        generation.submission = Submit(request_id, tokens, sampling, priority, cache_salt, grammar, group)
+        generation.submission = Submit(
+            request_id, tokens, sampling, priority, cache_salt, grammar, group, arrival_ns=generation.submitted_ns
+        )
         self._send(encode(generation.submission))
         self._keep(generation, num_cached_tokens)
 
@@ -219,6 +222,8 @@ class EngineClient:
             self._on_tokens(message, begin_ns)
         elif isinstance(message, Rejected):
             self._on_end(message.request_id, RequestError(message.message, field=message.field or None))
+        elif isinstance(message, Expired):
+            self._on_end(message.request_id, QueueTimeoutError(message.message), "timeout")
         elif message.is_transient:
             self._on_end(message.request_id, UnavailableError(message.message))
         else:
@@ -226,12 +231,12 @@ class EngineClient:
             logger.error("request %d failed: %s", number, message.message)
             self._on_end(number, InternalError(f"{message.message}; the server's log has more under request {number}"))
 
-    def _on_end(self, request_id: int, error: RequestError) -> None:
+    def _on_end(self, request_id: int, error: RequestError, reason: str = "error") -> None:
         generation = self._drop(request_id)
         if generation is None:
             return
         if generation.admitted_ns or error.status >= 500:  # else it was refused, and never was one of the engine's
-            self._metrics.observe_end(generation, "error", self._clock_ns())
+            self._metrics.observe_end(generation, reason, self._clock_ns())
         generation.fail(error)
 
     def _on_tokens(self, message: Tokens, begin_ns: int) -> None:

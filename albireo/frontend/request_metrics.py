@@ -132,7 +132,7 @@ class RequestMetrics:
             self.params_n.observe(generation.group.num_samples)
             self.max_num_generation_tokens.observe(generation.group.max_num_tokens)
         first_ns = generation.first_token_ns
-        if finish_reason in ("abort", "error") or not first_ns:
+        if finish_reason in ("abort", "error", "timeout") or not first_ns:
             return
         self.e2e_latency.observe((now_ns - generation.submitted_ns) * 1e-9)
         self.decode_time.observe((now_ns - first_ns) * 1e-9)
@@ -149,7 +149,7 @@ class RequestMetrics:
         success = CounterMetricFamily(
             _PREFIX + "request_success", "Requests that ended.", labels=(*LABELS, "finished_reason")
         )
-        for reason in ("stop", "length", "abort", "error"):
+        for reason in ("stop", "length", "abort", "error", "timeout"):
             success.add_metric((*labels, reason), float(self._counts[f"finished_{reason}"].sum()))
         yield success
         for value in vars(self).values():

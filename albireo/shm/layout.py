@@ -320,6 +320,7 @@ REQUEST_COUNTS: Final = record(
     finished_length=("<u8", 8),
     finished_abort=("<u8", 16),
     finished_error=("<u8", 24),
+    finished_timeout=("<u8", 32),
     time_to_first_token=(REQUEST_HISTOGRAM, 64),
     inter_token_latency=(REQUEST_HISTOGRAM, 256),
     time_per_output_token=(REQUEST_HISTOGRAM, 448),

@@ -16,7 +16,7 @@ from albireo.coordinator.rings import EngineRings
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.engine_segments import reset_rings
-from albireo.messages import Finish, SamplingParams, Submit, ToFrontend, Tokens, encode, frontend_decoder
+from albireo.messages import Finish, Grammar, SamplingParams, Submit, ToFrontend, Tokens, encode, frontend_decoder
 from albireo.shm import flight, segment, stats
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
@@ -33,8 +33,9 @@ class Harness:
     """A coordinator, its workers and two frontends' sockets."""
 
     def __init__(
-        self, run_dir: str, num_workers: int = 1, scheduler: SchedulerConfig = SCHEDULER, replica: int = 0
-    ) -> None:
+        self, run_dir: str, num_workers: int = 1, scheduler: SchedulerConfig = SCHEDULER, replica: int = 0,
+        queue_timeout_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         router = self._open(zmq.ROUTER)
         router.bind(f"ipc://{run_dir}/router.sock")
@@ -58,7 +59,7 @@ class Harness:
         config = CoordinatorConfig(
             name=f"coordinator-{replica}", replica=replica, run_dir=run_dir, log_level="info", scheduler=scheduler,
             segments=SegmentFds(plan_fd, tuple(token_fds), stats_fd), eos_token_ids=EOS, vocab_size=50,
-            num_workers=num_workers,
+            num_workers=num_workers, queue_timeout_s=queue_timeout_s,
         )  # fmt: skip
         self._config = config
         self._fds = fds
@@ -127,10 +128,13 @@ class Harness:
         while self._num_taken < self._num_sent:
             self.coordinator.step()
 
-    def submit(self, frontend: int, request_id: int, prompt: list[int], max_tokens: int = 5, **sampling: Any) -> None:
+    def submit(
+        self, frontend: int, request_id: int, prompt: list[int], max_tokens: int = 5, *, priority: int = 0,
+        grammar: Grammar | None = None, arrival_ns: int = 0, **sampling: Any,
+    ) -> None:  # fmt: skip
         data = np.array(prompt, np.int32).tobytes()
         params = SamplingParams(max_tokens=max_tokens, seed=request_id, **sampling)
-        self.send(frontend, encode(Submit(request_id, data, params)))
+        self.send(frontend, encode(Submit(request_id, data, params, priority, grammar=grammar, arrival_ns=arrival_ns)))
 
     def work(self) -> bool:
         """All ranks' part of one step."""

@@ -3,23 +3,24 @@
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from typing import Any
 
 import pytest
-from server import Server
+from server import Server, eventually
 
 pytestmark = pytest.mark.e2e
 
 BODY = {"model": "albireo-demo", "prompt": "Hello", "max_tokens": 40, "seed": 3}
 
 
+def request_to(server: Server, path: str, body: dict[str, Any]) -> urllib.request.Request:
+    return urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
 def streamed_text(server: Server) -> str:
-    request = urllib.request.Request(
-        f"{server.url}/v1/completions",
-        json.dumps(BODY | {"stream": True}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as response:
+    with urllib.request.urlopen(request_to(server, "/v1/completions", BODY | {"stream": True})) as response:
         events = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     return "".join(choice["text"] for event in events[:-1] for choice in json.loads(event)["choices"])
@@ -39,12 +40,32 @@ def test_ranks_of_the_null_device_stream_one_printable_text() -> None:
     assert text.isprintable()
 
 
+def test_who_waits_behind_a_long_stream_is_told_to_come_again_and_the_stream_goes_on() -> None:
+    flags = ("--device", "null", "--null-step-ms", "50", "--max-num-seqs", "1", "--queue-timeout", "0.5")
+    chat = {"model": "albireo-demo", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+    with Server(*flags) as server:
+        long = BODY | {"max_tokens": 1500, "ignore_eos": True, "stream": True}
+        with urllib.request.urlopen(request_to(server, "/v1/completions", long)) as stream:
+            assert stream.readline().startswith(b"data: ")
+            for path, body in (("/v1/completions", BODY), ("/v1/messages", chat)):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    server.post(path, body)
+                assert refused.value.code == 503
+                assert refused.value.headers["Retry-After"]
+                assert "has waited 0.5 seconds for its first step" in refused.value.read().decode()
+            assert server.metric("albireo:num_requests_running") == 1
+        assert server.metric("albireo:request_success_total", finished_reason="timeout") == 2
+        assert eventually(lambda: server.metric("albireo:kv_cache_usage_perc") == 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "cpu", "--null-step-ms", "1"], "--null-step-ms is for --device null, not for cpu"),
         (["--device", "null", "--null-step-ms", "-1"], "--null-step-ms -1 is out of range: between 0 and 500"),
         (["--device", "null", "--null-step-ms", "nan"], "--null-step-ms nan is out of range: between 0 and 500"),
+        (["--queue-timeout", "nan"], "--queue-timeout nan is out of range: 0 for none, or 0.1 to 86400 seconds"),
+        (["--queue-timeout", "-1"], "--queue-timeout -1 is out of range: 0 for none, or 0.1 to 86400 seconds"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )

@@ -22,6 +22,7 @@ from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
     Abort,
     Admitted,
+    Expired,
     Finish,
     Rejected,
     SamplingParams,
@@ -142,7 +143,7 @@ class Engine:
                 return messages
             messages.append(coordinator_decoder().decode(data))
 
-    async def say(self, *messages: Tokens | Rejected | Abort) -> None:
+    async def say(self, *messages: Tokens | Rejected | Expired | Abort) -> None:
         """Until the client has taken them."""
         while not hasattr(self, "identity"):
             await self.heard()

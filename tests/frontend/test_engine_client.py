@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from engine_scene import PROMPT, Engine, Letters, Log, Notes, Scene, new_client, play_scene
 
-from albireo.errors import InternalError, UnavailableError
+from albireo.errors import InternalError, QueueTimeoutError, UnavailableError
 from albireo.frontend.generation import Generation
 from albireo.frontend.token_scores import TokenScores
-from albireo.messages import Abort, Admitted, Finish, Rejected, Resumed, SamplingParams, Submit, Tokens
+from albireo.messages import Abort, Admitted, Expired, Finish, Rejected, Resumed, SamplingParams, Submit, Tokens
 from albireo.shm.flight import Part
 from albireo.shm.layout import REQUEST_COUNTS
 
@@ -199,6 +199,18 @@ def test_the_parts_of_a_step_are_recorded_in_order(play: Play) -> None:
     play(scene)
 
 
+def test_one_that_has_waited_too_long_may_come_again_and_is_counted_by_itself(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        waiting, log = engine.submit()
+        await engine.say(Expired(waiting.request_id, "it has waited"))
+        assert isinstance(waiting.error, QueueTimeoutError) and log.ends == 1
+        assert (waiting.error.status, waiting.error.code) == (503, "queue_timeout")
+        assert (engine.counts["finished_timeout"][0], engine.counts["finished_error"][0]) == (1, 0)
+        assert engine.client.num_live == engine.client.num_waiting == 0
+
+    play(scene)
+
+
 def test_stopping_fails_every_live_request_once(play: Play) -> None:
     async def scene(engine: Engine) -> None:
         pairs = [engine.submit() for _ in range(3)]
@@ -238,6 +250,7 @@ def test_another_coordinator_gets_what_lives_with_its_tokens_and_the_text_goes_o
         assert isinstance(again[0], Submit) and isinstance(again[1], Submit)
         assert np.frombuffer(again[0].prompt_token_ids, "<i4").tolist() == [1, 0, 1]
         assert again[0].resumed == Resumed(2) and again[1].resumed is None
+        assert again[0].arrival_ns == first.submitted_ns and again[1].arrival_ns == waiting.submitted_ns
         await engine.step((first, 2, Finish.LENGTH))
         assert (first.take()[0], first.finish_reason, first.num_tokens) == ("abc", "length", 3)
 

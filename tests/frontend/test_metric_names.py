@@ -74,7 +74,7 @@ def test_every_metric_that_vllm_s_dashboards_ask_for_is_there(server: FrontendSe
 
 def test_ends_are_told_apart_by_reason(server: FrontendServer) -> None:
     samples = families(server)["albireo:request_success"].samples
-    assert {sample.labels["finished_reason"] for sample in samples} == {"stop", "length", "abort", "error"}
+    assert {sample.labels["finished_reason"] for sample in samples} == {"stop", "length", "abort", "error", "timeout"}
     assert all(set(sample.labels) == USUAL | {"finished_reason"} for sample in samples)
 
 
