@@ -102,7 +102,9 @@ class Request:
         return self.sampling.prompt_logprobs >= 0 and self.num_scored < self.num_prompt_tokens - 1
 
 
-Entry = tuple[int, int, Request]
+Order = tuple[int, int, int]
+
+Entry = tuple[int, int, int, Request]
 """Of a heap: `WaitingQueue.order` and whose it is."""
 
 
@@ -125,9 +127,10 @@ class WaitingQueue:
     def __len__(self) -> int:
         return self._size
 
-    def order(self, request: Request) -> tuple[int, int]:
-        """Smaller starts first and is preempted last."""
-        return (request.priority if self._by_priority else 0, request.arrival)
+    def order(self, request: Request) -> Order:
+        """Smaller starts first and is preempted last. Time goes before number: a coordinator that takes another's place
+        hears of old requests again, from each frontend in turn."""
+        return (request.priority if self._by_priority else 0, request.arrival_ns, request.arrival)
 
     def push(self, request: Request) -> None:
         request.state = State.WAITING

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-from coordinator_harness import Harness, outputs
+from coordinator_harness import SCHEDULER, Harness, outputs
 from engine import Engine
 from fake_device import reference
 
-from albireo.config import SchedulerConfig
+from albireo.config import SchedulerConfig, SchedulingPolicy
 from albireo.coordinator.request import State
 from albireo.messages import Failed, Rejected, Resumed, SamplingParams, Submit, Tokens, encode
 
@@ -179,6 +180,29 @@ def test_a_request_goes_on_with_another_coordinator_after_the_tokens_that_it_has
     harness.send(0, encode(Submit(7, data, params, resumed=Resumed(8))))
     harness.run()
     assert outputs(harness.received(0)) == {7: (tokens[8:], finish)}
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_another_coordinator_takes_requests_in_the_order_in_which_they_came_to_the_first(
+    tmp_path: Path, policy: SchedulingPolicy
+) -> None:
+    scheduler = msgspec.structs.replace(SCHEDULER, max_num_seqs=1, policy=policy)
+    harness = Harness(str(tmp_path), scheduler=scheduler)
+    harness.coordinator.halt()  # so that it hears all of them before it plans
+    for frontend, numbers in enumerate(((2, 4, 5), (1, 3))):
+        for number in numbers:
+            harness.submit(frontend, number, [1, 2, 5], 2, arrival_ns=10 * number)
+    harness.submit(1, 6, [1, 2, 5], 2)  # a new one
+    harness.now_ns = 1000
+    harness.hear()
+    harness.resume()
+    order: list[int] = []
+    while len(order) < 6:
+        harness.coordinator.step()
+        order += sorted(harness.running() - set(order))
+        harness.work()
+    assert order == [1, 2, 3, 4, 5, 6]
+    harness.close()
 
 
 def test_what_claims_to_go_on_without_a_prompt_is_rejected(harness: Harness) -> None:
