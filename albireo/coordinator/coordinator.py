@@ -121,7 +121,8 @@ class Coordinator:
         self._answer()
         num_planned = self._plans.next_step - 1
         depth = self._run_ahead.depth
-        self._telemetry.publish(self._clock_ns(), self._scheduler, num_planned, self._num_confirmed, depth)
+        down = self._grammars.refusal == DOWN
+        self._telemetry.publish(self._clock_ns(), self._scheduler, num_planned, self._num_confirmed, depth, down)
 
     # -- receive ------------------------------------------------------------------------------------------------
 

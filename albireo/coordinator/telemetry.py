@@ -51,7 +51,13 @@ class Telemetry:
         self._last_end_ns = 0
 
     def publish(
-        self, now_ns: int, scheduler: Scheduler, num_planned: int, num_confirmed: int, run_ahead_depth: int
+        self,
+        now_ns: int,
+        scheduler: Scheduler,
+        num_planned: int,
+        num_confirmed: int,
+        run_ahead_depth: int,
+        grammars_are_down: bool,
     ) -> None:
         """Once a coordinator step: about twenty stores."""
         stats, counters, pool, swap = self._stats, scheduler.counters, scheduler.pool, scheduler.swap
@@ -80,3 +86,4 @@ class Telemetry:
         stats["step_device_ns"] = self._device_ns
         stats["step_exposed_ns"] = self._exposed_ns
         stats["run_ahead_depth"] = run_ahead_depth
+        stats["grammars_are_down"] = grammars_are_down

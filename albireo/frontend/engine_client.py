@@ -74,6 +74,8 @@ class EngineClient:
         knew, then as the coordinator says."""
         self.is_up = False
         """The replica computes."""
+        self.goes_elsewhere: Callable[[Generation], bool] = lambda generation: False
+        """Whether another replica takes one that this one has given up, but could have served a while ago or later."""
         self._on_failure = on_failure
         self._reader: SocketReader | None = None
         """None while there is no coordinator."""
@@ -99,6 +101,11 @@ class EngineClient:
         return int(self._stats[0]["num_waiting"])
 
     @property
+    def serves_grammars(self) -> bool:
+        """False while its grammar process is not started again for a while."""
+        return not self._stats[0]["grammars_are_down"]
+
+    @property
     def is_connected(self) -> bool:
         return self._reader is not None
 
@@ -120,6 +127,10 @@ class EngineClient:
             self._drop(generation.request_id)
             self._abort(generation.request_id)
         return generations
+
+    def release(self, generation: Generation) -> None:
+        """It goes on elsewhere; the coordinator has it no more."""
+        self._drop(generation.request_id)
 
     def adopt(self, generation: Generation, num_cached_tokens: int) -> None:
         """One that has left another. It gets another number: what is still said of the old one is not of this."""
@@ -225,7 +236,9 @@ class EngineClient:
         elif isinstance(message, Expired):
             self._on_end(message.request_id, QueueTimeoutError(message.message), "timeout")
         elif message.is_transient:
-            self._on_end(message.request_id, UnavailableError(message.message))
+            generation = self._live.get(message.request_id)
+            if generation is None or not self.goes_elsewhere(generation):
+                self._on_end(message.request_id, UnavailableError(message.message))
         else:
             number = message.request_id
             logger.error("request %d failed: %s", number, message.message)

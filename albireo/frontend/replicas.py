@@ -21,6 +21,8 @@ class Replicas:
     def __init__(self, clients: Sequence[EngineClient], make_router: Callable[[int], Router]) -> None:
         """`clients`: of each replica. `make_router` gets the tokens that a replica's KV cache holds."""
         self._clients = clients
+        for client in clients:
+            client.goes_elsewhere = self._goes_elsewhere
         self._make_router = make_router
         self._router: Router | None = None
         """From the first `up` on."""
@@ -71,10 +73,33 @@ class Replicas:
             assert submission is not None, "a live generation was submitted"
             group = submission.sample_group or submission.request_id
             if group not in leaders:  # the samples of a prompt stay together
-                leaders[group] = self._choose(submission.prompt_token_ids, submission.cache_salt)
-            route = leaders[group]
-            generation.replica = route.replica
-            self._clients[generation.replica].adopt(generation, route.num_cached_tokens)
+                able = self._able(submission.grammar)
+                leaders[group] = self._choose(submission.prompt_token_ids, submission.cache_salt, able)
+            self._adopt(generation, leaders[group])
+
+    def _adopt(self, generation: Generation, route: Route) -> None:
+        generation.replica = route.replica
+        self._clients[route.replica].adopt(generation, route.num_cached_tokens)
+
+    def _goes_elsewhere(self, generation: Generation) -> bool:
+        """Its replica has given it up, though nothing is wrong with it: whether another goes on with it. Not for ever:
+        those may give it up too, one after the other."""
+        submission = generation.submission
+        assert submission is not None, "a live generation was submitted"
+        able = [number for number in self._able(submission.grammar) if number != generation.replica]
+        if not able or not generation.may_leave():
+            return False
+        self._clients[generation.replica].release(generation)
+        self._adopt(generation, self._choose(submission.prompt_token_ids, submission.cache_salt, able))
+        return True
+
+    def _able(self, grammar: Grammar | None) -> list[int]:
+        """The replicas that are up, and serve grammars where it needs that."""
+        return [
+            number
+            for number, client in enumerate(self._clients)
+            if client.is_up and (grammar is None or client.serves_grammars)
+        ]
 
     def submit(
         self,
@@ -90,7 +115,7 @@ class Replicas:
         several. Raises UnavailableError."""
         tokens = np.array(prompt, "<i4").tobytes()
         if leader is None or leader is generation or not self._clients[leader.replica].is_up:
-            route = self._choose(tokens, cache_salt)
+            route = self._choose(tokens, cache_salt, self._able(grammar))
         else:
             route = Route(leader.replica, len(prompt))  # samples share the blocks of their prompt
         generation.replica = route.replica
@@ -98,10 +123,11 @@ class Replicas:
             generation, tokens, sampling, priority, cache_salt, grammar, leader, route.num_cached_tokens
         )
 
-    def _choose(self, prompt: bytes, salt: str) -> Route:
+    def _choose(self, prompt: bytes, salt: str, able: Sequence[int]) -> Route:
+        """`able`: who can serve it. Where none can, who gets it says so."""
         if len(self._clients) == 1:
             return Route(0)
-        route = None if self._router is None else self._router.choose(prompt, salt, self._clients)
+        route = None if self._router is None else self._router.choose(prompt, salt, self._clients, able)
         if route is None:  # none is up: it waits where there is a coordinator
             route = Route(next((number for number, client in enumerate(self._clients) if client.is_connected), 0))
         return route

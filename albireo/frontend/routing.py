@@ -80,9 +80,9 @@ class Router:
         self._turns = count()
         self._prefixes = [Prefixes(max(1, cache_tokens // CHUNK_TOKENS)) for _ in range(num_replicas)]
 
-    def choose(self, prompt: bytes, salt: str, loads: Sequence[Load]) -> Route | None:
-        """None where none is up. `prompt`: int32[n]."""
-        usable = [number for number, load in enumerate(loads) if load.is_up]
+    def choose(self, prompt: bytes, salt: str, loads: Sequence[Load], among: Sequence[int] = ()) -> Route | None:
+        """None where none is up. `prompt`: int32[n]. `among`: the replicas that can serve it, if not all can."""
+        usable = [number for number in among or range(len(loads)) if loads[number].is_up]
         if not usable:
             return None
         turn = next(self._turns)

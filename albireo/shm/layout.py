@@ -206,6 +206,7 @@ ENGINE_STATS: Final = record(
     512,
     # written by the coordinator, once a step
     heartbeat_ns=("<i8", 0),
+    grammars_are_down=("<i8", 8),
     num_running=("<i8", 16),
     num_waiting=("<i8", 24),
     num_blocks=("<i8", 32),
@@ -237,7 +238,8 @@ confirmed or the engine was last idle. Token counts and queries/hits are tokens;
 between the end of a step and the begin of the next while there was one to run. `run_ahead_depth`: how many steps past
 the last confirmed one may be planned now. `swapped_*`: KV blocks copied to host memory and back;
 `num_swap_blocks_used`: blocks of it that hold a preempted request's. `iteration_tokens`: of planned steps, prompt and
-decode tokens together, over `shm.stats.ITERATION_TOKENS`."""
+decode tokens together, over `shm.stats.ITERATION_TOKENS`. `grammars_are_down`: 1 while the replica has no grammar
+process and gets none for a while, so that it takes no constrained request."""
 
 WORKER_HEARTBEAT: Final = record(
     CACHE_LINE, heartbeat_ns=("<i8", 0), step=("<u8", 8), running_step=("<u8", 16), collective=("<u8", 24),

@@ -11,6 +11,7 @@ from coordinator_harness import EOS, NUM_BLOCKS, SCHEDULER, Harness, outputs
 from fake_device import reference
 
 from albireo.coordinator.coordinator import RanksDifferError
+from albireo.coordinator.grammars import DOWN
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import (
@@ -121,6 +122,13 @@ def test_the_counters_tell_what_was_done(harness: Harness) -> None:
     assert stats["run_ahead_depth"] == SCHEDULER.run_ahead
 
 
+def test_frontends_can_see_that_there_is_no_grammar_process_for_a_while(harness: Harness) -> None:
+    for refusal, shown in ((DOWN, 1), (None, 0), ("this model has no tokenizer for grammars", 0)):
+        harness.coordinator._grammars.refusal = refusal
+        harness.coordinator.step()
+        assert harness.stats["grammars_are_down"][0] == shown
+
+
 def test_the_flight_record_tells_a_step_from_request_to_answer(harness: Harness) -> None:
     harness.submit(0, 7, [1, 2, 3], max_tokens=3, ignore_eos=True)
     harness.start()
@@ -221,7 +229,7 @@ def test_what_steps_and_copies_take_is_measured_and_copies_are_counted(tmp_path:
     before = harness.stats.copy()
     scheduler = Scheduler(SCHEDULER, NUM_BLOCKS, (), b"key")
     successor = Telemetry(harness.stats, Unrecorded(), scheduler.counters)
-    successor.publish(1, scheduler, 0, 0, 2)
+    successor.publish(1, scheduler, 0, 0, 2, False)
     for name in ("swapped_out_blocks", "swapped_in_blocks", "num_preemptions", "generation_tokens"):
         assert harness.stats[name][0] == before[name][0] > 0, f"{name} begins anew with another coordinator"
     harness.close()

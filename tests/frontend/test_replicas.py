@@ -24,7 +24,9 @@ from albireo.frontend.routing import CHUNK_TOKENS, Router
 from albireo.messages import (
     Abort,
     Admitted,
+    Failed,
     Finish,
+    Grammar,
     Resumed,
     SamplingParams,
     Submit,
@@ -35,8 +37,16 @@ from albireo.messages import (
 from albireo.shm.layout import ENGINE_STATS, REQUEST_COUNTS
 
 LONG = list(range(200))
+DIGITS = Grammar("regex", "[0-9]+", "structured_outputs")
 PATIENCE = 100
 """How often it is looked for what must come."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(PATIENCE):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
 
 
 class Coordinator:
@@ -78,6 +88,10 @@ class Coordinator:
     async def admit(self, request_id: int, num_cached_tokens: int) -> None:
         await self._send(Tokens(1, b"", b"", b"", [Admitted(request_id, num_cached_tokens)]))
 
+    async def give_up(self, request_id: int) -> None:
+        """The request is constrained, and there is no grammar process."""
+        self.router.send_multipart([self.identity, encode(Failed(request_id, "it has died", is_transient=True))])
+
     async def _send(self, tokens: Tokens) -> None:
         self.router.send_multipart([self.identity, encode(tokens)])
         await asyncio.sleep(0.3)  # for it to be heard on a busy machine
@@ -90,10 +104,16 @@ class Stage:
         self.replicas = replicas
         self.coordinators = coordinators
 
-    def submit(self, prompt: list[int], leader: Generation | None = None, leads: bool = False) -> Generation:
+    def submit(
+        self,
+        prompt: list[int],
+        leader: Generation | None = None,
+        leads: bool = False,
+        grammar: Grammar | None = None,
+    ) -> Generation:
         generation = Generation(0, len(prompt), Letters(), None, Log())
         leader = generation if leads else leader
-        self.replicas.submit(generation, prompt, SamplingParams(max_tokens=10), 0, "", None, leader)
+        self.replicas.submit(generation, prompt, SamplingParams(max_tokens=10), 0, "", grammar, leader)
         return generation
 
 
@@ -228,6 +248,62 @@ def test_what_may_kill_replicas_stays_with_the_third_that_is_down(play: Callable
         await stage.coordinators[first].say(killer.request_id, 3)  # it was none
         stage.replicas.down(first)
         assert killer.replica == 1 - first
+
+    play(scene)
+
+
+def test_a_constrained_request_goes_where_grammars_are_served_and_others_do_not_care(
+    play: Callable[[Scene], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.stats["grammars_are_down"][0] = 1
+        assert {stage.submit([number], grammar=DIGITS).replica for number in range(6)} == {1}
+        assert {stage.submit([number]).replica for number in range(6, 16)} == {0, 1}
+        stage.stats["grammars_are_down"] = 1, 0
+        moved = stage.submit(LONG, grammar=DIGITS)
+        stage.replicas.down(1)  # none is left that serves it: whoever gets it says so
+        assert moved.replica == 0
+        stage.stats["grammars_are_down"] = 0, 1
+        stage.replicas.up(1, 10_000)
+        assert {stage.submit([number], grammar=DIGITS).replica for number in range(20, 26)} == {0}
+
+    play(scene)
+
+
+def test_a_constrained_request_that_its_replica_gives_up_goes_on_with_another(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation = stage.submit(LONG, grammar=DIGITS)
+        number = generation.replica
+        old, new = stage.coordinators[number], stage.coordinators[1 - number]
+        (first,) = await old.submitted()
+        await old.say(first.request_id, 3, admitted=True)
+        await old.give_up(first.request_id)
+        (again,) = await new.submitted()
+        assert (again.resumed, again.grammar) == (Resumed(1), DIGITS)
+        await new.say(again.request_id, 5, Finish.EOS)
+        await until(lambda: generation.ended)
+        assert list(generation.history) == [3, 5]
+        assert stage.replicas.num_live == 0
+
+    play(scene)
+
+
+def test_a_request_that_every_replica_gives_up_ends(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation = stage.submit(LONG, grammar=DIGITS)
+        for number in (generation.replica, 1 - generation.replica, generation.replica):
+            assert generation.replica == number
+            (submit,) = await stage.coordinators[number].submitted()
+            await stage.coordinators[number].give_up(submit.request_id)
+            await until(lambda n=number: generation.ended or generation.replica != n)  # type: ignore[misc]
+        assert generation.error is not None and generation.error.status == 503
+        other = stage.submit(LONG, grammar=DIGITS)
+        stage.replicas.down(1 - other.replica)
+        coordinator = stage.coordinators[other.replica]
+        (submit,) = await coordinator.submitted()
+        await coordinator.give_up(submit.request_id)
+        await until(lambda: other.ended)
+        assert other.error is not None and stage.replicas.num_live == 0
 
     play(scene)
 

@@ -82,6 +82,14 @@ def test_one_that_is_down_gets_nothing(policy: str) -> None:
     assert router.choose(prompt((1, 1)), "", [Replica(is_up=False)] * 3) is None
 
 
+@pytest.mark.parametrize("policy", ["cache-aware", "least-work", "round-robin"])
+def test_of_those_that_can_serve_it_one_that_is_up_gets_it(policy: str) -> None:
+    router, replicas = Router(policy, new_routes(3)[0], 3, 100_000), [Replica(), Replica(9, 9999), Replica(is_up=False)]  # type: ignore[arg-type]
+    for number in range(5):
+        route = router.choose(prompt((100, number)), "", replicas, among=[1, 2])
+        assert route is not None and route.replica == 1
+
+
 def test_round_robin_gives_each_in_turn() -> None:
     router = Router("round-robin", new_routes(3)[0], 3, 1000)
     assert [choose(router, prompt((500, 1)), [Replica()] * 3) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
