@@ -165,6 +165,8 @@ def _choose_device(args: EngineArgs) -> tuple[DeviceName, DeviceSpec | None]:
         raise StartupError(
             f"--gpu-memory-utilization {utilization:g} is out of range: above 0 and up to 1 is possible", exit_code=2
         )
+    if args.cpu_threads is not None and device != "cpu":
+        raise StartupError(f"--cpu-threads is for --device cpu, not for {device}", exit_code=2)
     if device == "cuda":
         _check_cuda_args(args)
     elif args.collectives == "nccl":
@@ -209,8 +211,6 @@ def _default_device() -> DeviceName:
 
 
 def _check_cuda_args(args: EngineArgs) -> None:
-    if args.cpu_threads is not None:
-        raise StartupError("--cpu-threads is for --device cpu, not for cuda", exit_code=2)
     if args.tensor_parallel_size == 1:
         return
     if args.sampling_mode == "local":
@@ -227,8 +227,6 @@ def _check_cuda_args(args: EngineArgs) -> None:
 
 def _check_sim_args(args: EngineArgs) -> None:
     """What a simulated device has no use for."""
-    if args.cpu_threads is not None:
-        raise StartupError("--cpu-threads is for --device cpu, not for sim", exit_code=2)
     if args.collectives is not None:
         raise StartupError(
             f"--collectives {args.collectives} is not for --device sim: an exchange takes what the spec's [link] says",

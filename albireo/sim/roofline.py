@@ -138,6 +138,7 @@ class Roofline:
         flops, bandwidth = share * getattr(spec.flops, dtype), share * spec.memory_bandwidth
         self._bandwidth = bandwidth * spec.efficiency.bandwidth
         self._link = spec.link.bandwidth * spec.efficiency.link
+        self._host = spec.host_bandwidth * spec.efficiency.host
         flops_rate = flops * spec.efficiency.flops
         self._attention_flops = flops * spec.efficiency.attention_flops
         self._attention_bandwidth = bandwidth * spec.efficiency.attention_bandwidth
@@ -199,7 +200,7 @@ class Roofline:
 
     def swap(self, num_bytes: int) -> float:
         """Seconds for KV blocks between this rank's memory and its host's."""
-        return num_bytes / self._spec.host_bandwidth
+        return num_bytes / self._host
 
     def _attend(self, work: StepWork) -> float:
         """Kernels of decode rows and of chunks follow each other. A window bounds what a query sees; of the sums that

@@ -43,6 +43,8 @@ class Efficiency(Struct, frozen=True, forbid_unknown_fields=True):
     attention_bandwidth: Share
     link: Share
     """Large collectives."""
+    host: Share = 1.0
+    """Block copies to the host's memory and back. Spec files from before this was asked for have all of it."""
 
 
 class Link(Struct, frozen=True, forbid_unknown_fields=True):

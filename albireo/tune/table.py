@@ -1,6 +1,7 @@
 """The result for a terminal: a table of the degrees, one of their steps, and what follows from them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rich import box
@@ -120,17 +121,25 @@ def step_rows(record: TuneRecord, variant: str = AS_GIVEN) -> tuple[list[str], R
 
 
 def notes(record: TuneRecord) -> list[str]:
-    """What turns have to say; of those that differ in numbers alone the first, and how often there was such a one.
+    """What turns have to say; of those that differ in numbers alone the first, and at which degrees there were others.
     Before them that a device is simulated."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[int, str]]] = {}
     for turn in record.turns:
         remarks = turn.remarks if not turn.step_remark else (*turn.remarks, f"steps were not timed: {turn.step_remark}")
         for remark in remarks:
-            found.setdefault(re.sub(r"\d[\d.,]*", "0", remark), []).append(f"t = {turn.degree}, {remark}")
-    return [
-        *_of_device(record),
-        *(first if not others else f"{first} (and {len(others)} more like it)" for first, *others in found.values()),
-    ]
+            found.setdefault(re.sub(r"\d[\d.,]*", "0", remark), []).append((turn.degree, remark))
+    return [*_of_device(record), *(_note(alike) for alike in found.values())]
+
+
+def _note(alike: Sequence[tuple[int, str]]) -> str:
+    """`alike`: degrees and remarks."""
+    (degree, remark), *others = alike
+    text = f"t = {degree}, {remark}"
+    if not others:
+        return text
+    counts = Counter(degree for degree, _ in others)
+    places = ", ".join(f"{counts[degree]} at t = {degree}" for degree in sorted(counts))
+    return f"{text} (and {len(others)} more like it: {places})"
 
 
 def _of_device(record: TuneRecord) -> list[str]:

@@ -27,11 +27,18 @@ def test_what_is_written_is_what_is_read_from_either_format(tmp_path: Path) -> N
     assert read_spec(str(toml)) == read_spec(str(json)) == spec
 
 
+def test_a_spec_from_before_the_host_s_efficiency_has_all_of_its_link() -> None:
+    old = H100.replace("host = 1.0\n", "")
+    assert old != H100
+    assert decode_spec(old.encode(), "f.toml", is_json=False) == read_spec("h100")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("flops = 0.6", "flops = 1.6", "f.toml: efficiency.flops: expected float <= 1.0"),
         ("link = 0.75", "link = 0", "f.toml: efficiency.link: expected float >= 0.001"),
+        ("host = 1.0", "host = 1.5", "f.toml: efficiency.host: expected float <= 1.0"),
         ("kernel_s = 8e-07", "kernel_s = nan", "f.toml: overhead.kernel_s: expected float >= 0.0"),
         ("memory_bandwidth = 3350000000000.0", "memory_bandwidth = inf", "f.toml: memory_bandwidth: expected float <="),
         ("memory_bytes = 85520809984", "memory_bytes = 80", "f.toml: memory_bytes: expected int >= 1048576"),

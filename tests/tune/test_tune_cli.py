@@ -9,14 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from tune_records import load, record, settings, throughputs, turn
+from msgspec.structs import replace
+from tune_records import load, record, settings, step, throughputs, turn
 
 from albireo.bench.settings import SettingsError
 from albireo.cli import main
 from albireo.engine_file import EngineInfo, find_engines
 from albireo.tune.figures import Refusal, Turn
 from albireo.tune.settings import TRACE
-from albireo.tune.table import load_rows, refusal_lines
+from albireo.tune.table import load_rows, notes, refusal_lines
 from albireo.tune.variants import (
     AS_GIVEN,
     VARIANTS,
@@ -174,3 +175,16 @@ def test_ctrl_c_leaves_no_server(run_dir: Path) -> None:
     assert tune.returncode == 1
     assert error.splitlines()[-1] == "albireo-run tune: interrupted, no result"
     assert not Path(f"/proc/{engines[0].pid}").exists()
+
+
+def test_a_remark_that_several_turns_have_names_the_degree_of_each() -> None:
+    numbers = {1: (7,), 2: (9, 30, 31), 4: (8,)}
+    turns = [
+        replace(turn(degree, load(5.0), cost=step(100.0)), remarks=(f"inf: {short} requests ended before 16 tokens",))
+        for degree, counts in numbers.items()
+        for short in counts
+    ]
+    assert notes(record(turns[:1])) == ["t = 1, inf: 7 requests ended before 16 tokens"]
+    assert notes(record(turns)) == [
+        "t = 1, inf: 7 requests ended before 16 tokens (and 4 more like it: 3 at t = 2, 1 at t = 4)"
+    ]
