@@ -11,6 +11,7 @@ from albireo.errors import RequestError
 from albireo.frontend.grammar_fields import requested_grammar
 from albireo.frontend.message_parts import MessageParser
 from albireo.frontend.output_parsers import hermes, llama_json, mistral, reasoning
+from albireo.frontend.output_parsers.call_ids import new_call_id, new_mistral_call_id
 from albireo.frontend.output_parsers.json_list import JsonListParser
 from albireo.frontend.output_parsers.named_call import NamedCallParser
 from albireo.frontend.requests import ChatRequest
@@ -22,7 +23,7 @@ MakeParser = Callable[[], MessageParser]
 _TOOL_PARSERS: dict[str, tuple[Callable[[Set[str]], MessageParser], tuple[str, ...]]] = {
     "hermes": (hermes.HermesParser, (hermes.BEGIN, hermes.END)),
     "llama3_json": (llama_json.LlamaJsonParser, (llama_json.PYTHON_TAG,)),
-    "mistral": (mistral.MistralParser, (mistral.BEGIN, mistral.ARGS)),
+    "mistral": (mistral.MistralParser, (mistral.BEGIN, mistral.CALL_ID, mistral.ARGS)),
 }
 """By --tool-call-parser, of the tools' names; `qwen` writes as Hermes does. And the markers, which may be special
 tokens."""
@@ -95,7 +96,8 @@ def _tool_parser(
         return (lambda: make(names)), frozenset(markers), None
     if constrained:
         raise RequestError("tool_choice demands a call, and another field constrains the output too", "tool_choice")
+    new_id = new_mistral_call_id if config.tool_call_parser == "mistral" else new_call_id
     if use.choice == "required":
-        return (lambda: JsonListParser(names)), frozenset(), calls_grammar(use)
+        return (lambda: JsonListParser(names, new_id=new_id)), frozenset(), calls_grammar(use)
     name = use.name or ""
-    return (lambda: NamedCallParser(name)), frozenset(), calls_grammar(use)
+    return (lambda: NamedCallParser(name, new_id)), frozenset(), calls_grammar(use)

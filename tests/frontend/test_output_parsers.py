@@ -97,6 +97,12 @@ def mistral_names(called: list[Call], space: str) -> str:
     return "".join(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(values)}" for name, values in called)
 
 
+def mistral_ids(called: list[Call], space: str) -> str:
+    return space.join(
+        f"[TOOL_CALLS]{name}[CALL_ID]{space}VvvODy9mT[ARGS]{space}{json.dumps(values)}" for name, values in called
+    )
+
+
 def json_list(called: list[Call], space: str) -> str:
     return json.dumps([{"name": name, "parameters": values} for name, values in called], indent=len(space) or None)
 
@@ -104,7 +110,8 @@ def json_list(called: list[Call], space: str) -> str:
 Write = Callable[[list[Call], str], str]
 FORMATS: list[tuple[MakeToolParser, Write]] = [
     (HermesParser, hermes), (HermesParser, hermes_turned), (LlamaJsonParser, llama), (LlamaJsonParser, llama_tagged),
-    (MistralParser, mistral_list), (MistralParser, mistral_names), (JsonListParser, json_list),
+    (MistralParser, mistral_list), (MistralParser, mistral_names), (MistralParser, mistral_ids),
+    (JsonListParser, json_list),
 ]  # fmt: skip
 
 
@@ -168,7 +175,8 @@ def test_an_answer_without_reasoning_is_an_answer() -> None:
         (LlamaJsonParser, '{"name":"Bob","age":3}'), (LlamaJsonParser, '{"name": "f", "age": 3}'),
         (LlamaJsonParser, '{"name": "Bob", "parameters": {"a": 1}}'), (LlamaJsonParser, '{"name": "f"}'),
         (LlamaJsonParser, ' <|python_tag|> {"name": "Bob"}'), (LlamaJsonParser, '\n{"parameters": {}} b'),
-        (MistralParser, "[TOOL_CALLS]"), (MistralParser, "[TOOL"), (MistralParser, '[TOOL_CALLS]unknown{"a": 1} b'),
+        (MistralParser, "[TOOL_CALLS]no[CALL_ID]VvvODy9mT[ARGS]{} b"), (MistralParser, "[TOOL_CALLS]"),
+        (MistralParser, "[TOOL"), (MistralParser, '[TOOL_CALLS]unknown{"a": 1} b'),
         (MistralParser, '[TOOL_CALLS] [{"name": "unknown", "arguments": {}}] b'), (MistralParser, "[TOOL_CALLS]{}"),
         (JsonListParser, "plain"), (JsonListParser, "[{"), (JsonListParser, '[{"name": "unknown", "parameters": {}}]'),
     ],
@@ -248,6 +256,12 @@ def test_nothing_of_a_malformed_call_is_text(make: MakeToolParser, text: str, af
     assert content_in_any_pieces(make, text) == (after, [("f", each) for each in arguments])
 
 
+def test_mistral_s_calls_have_ids_that_its_templates_take() -> None:
+    for text in ('[TOOL_CALLS]f{"a": 1}', "[TOOL_CALLS]f[CALL_ID]x[ARGS]{}", '[TOOL_CALLS][{"name": "f"}]'):
+        (call,) = run(MistralParser(NAMES), text, [])[0].tool_calls
+        assert len(call.id) == 9 and call.id.isalnum() and call.id.isascii()
+
+
 def test_how_long_a_name_may_be_does_not_depend_on_the_pieces() -> None:
     for num_spaces in range(197, 204):
         content_in_any_pieces(MistralParser, "[TOOL_CALLS]f" + " " * num_spaces + "{}")
@@ -259,8 +273,9 @@ ALL: list[Callable[[], MessageParser]] = [
     lambda: ReasoningParser(HermesParser(NAMES), False), lambda: ReasoningParser(MistralParser(NAMES), True),
 ]  # fmt: skip
 fragments = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[", "]", "{", "}", '"name"', ":", '"f"', ",", "<think>",
-     "</think>", '"arguments"', '"parameters"', "{}", "<|python_tag|>", ";", " ", "\n", "\\", '"', "x", "<", "1"]
+    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[", "]", "{", "}", '"name"', ":", '"f"',
+     ",", "<think>", "</think>", '"arguments"', '"parameters"', "{}", "<|python_tag|>", ";", " ", "\n", "\\", '"', "x",
+     "<", "1"]
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from anthropic import Anthropic
 from fakes import tokens_reply
@@ -15,7 +16,7 @@ from openai import OpenAI
 from tokenizers import Tokenizer
 
 from albireo.frontend.message_parsing import message_parsing
-from albireo.frontend.message_parts import ReasoningPart, TextPart
+from albireo.frontend.message_parts import ReasoningPart, TextPart, ToolCallBegin
 from albireo.frontend.requests import ChatMessage, ChatRequest
 
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"word": "fox"}}\n</tool_call>'
@@ -204,3 +205,18 @@ def test_deepseek_s_reasoning_begins_in_the_prompt_unless_a_message_is_continued
         request.continue_final_message = continues
         parsing = message_parsing(request, config, "So")
         assert parsing is not None and parsing.make().feed("a") == [part]
+
+
+@pytest.mark.parametrize("parser", ["mistral", "hermes"])
+def test_calls_that_must_be_made_have_ids_that_the_model_s_template_takes(parser: str) -> None:
+    config: Any = SimpleNamespace(reasoning_parser=None, tool_call_parser=parser)
+    named = {"type": "function", "function": {"name": "look_up"}}
+    outputs: list[tuple[Any, str]] = [("required", '[{"name": "look_up", "parameters": {}}]'), (named, "{}")]
+    for choice, output in outputs:
+        body = {"messages": CHAT["messages"], "tools": [TOOL], "tool_choice": choice}
+        request = msgspec.json.decode(msgspec.json.encode(body), type=ChatRequest)
+        parsing = message_parsing(request, config, "")
+        assert parsing is not None
+        begin = parsing.make().feed(output)[0]
+        assert isinstance(begin, ToolCallBegin)
+        assert (len(begin.id) == 9 and begin.id.isalnum()) == (parser == "mistral")

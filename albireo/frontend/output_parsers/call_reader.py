@@ -5,13 +5,13 @@ character is looked at once. What cannot be taken back is said only once it is s
 known to be a tool's and its arguments are an object, or when it ends without any.
 """
 
-import uuid
 from collections.abc import Set
 from enum import Enum, auto
 
 import msgspec
 
 from albireo.frontend.message_parts import Part, ToolCallArguments, ToolCallBegin
+from albireo.frontend.output_parsers.call_ids import NewCallId, new_call_id
 from albireo.frontend.output_parsers.json_object import ObjectReader
 
 _WHITESPACE = " \t\r\n"
@@ -41,8 +41,11 @@ _ENDED = (_State.DONE, _State.UNCLOSED, _State.FAILED)
 class CallReader:
     """Reads one object. `raw` is all that it took until the call began, to be shown as text where it is no call."""
 
-    def __init__(self, index: int, names: Set[str], needs_arguments: bool = False) -> None:
+    def __init__(
+        self, index: int, names: Set[str], needs_arguments: bool = False, new_id: NewCallId = new_call_id
+    ) -> None:
         """`names`: of the tools. `needs_arguments`: an object that has no key for them is no call."""
+        self._new_id = new_id
         self.index = index
         self.raw = ""
         self.begun = False
@@ -92,7 +95,7 @@ class CallReader:
         if self.begun and not self._told:
             assert self._name is not None
             self._told = True
-            parts.append(ToolCallBegin(self.index, new_call_id(), self._name))
+            parts.append(ToolCallBegin(self.index, self._new_id(), self._name))
         if self.begun and self._arguments:
             parts.append(ToolCallArguments(self.index, "".join(self._arguments)))
             self._arguments.clear()
@@ -227,7 +230,3 @@ def _is_object(text: str) -> bool:
         return isinstance(msgspec.json.decode(text), dict)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return False
-
-
-def new_call_id() -> str:
-    return "call_" + uuid.uuid4().hex[:24]

@@ -4,6 +4,7 @@ from collections.abc import Set
 from typing import Final
 
 from albireo.frontend.message_parts import Part, TextPart
+from albireo.frontend.output_parsers.call_ids import NewCallId, new_call_id
 from albireo.frontend.output_parsers.call_reader import CallReader
 
 _BEFORE: Final = "[, \t\r\n"
@@ -14,10 +15,13 @@ _BETWEEN: Final = _BEFORE + "}"
 class JsonListParser:
     """A `MessageParser`. What is no list of calls is text; what stands behind a call that broke off is dropped."""
 
-    def __init__(self, names: Set[str], first_index: int = 0, in_front: str = "") -> None:
+    def __init__(
+        self, names: Set[str], first_index: int = 0, in_front: str = "", new_id: NewCallId = new_call_id
+    ) -> None:
         """`names`: of the tools that may be called. `in_front`: what stood in front of the list, for where it is
         none."""
         self._names = names
+        self._new_id = new_id
         self._num_calls = first_index
         self._reader: CallReader | None = None
         self._skipped = in_front
@@ -46,7 +50,7 @@ class JsonListParser:
         if not self._after_call:
             self._skipped += text[: len(text) - len(stripped)]
         if stripped.startswith("{"):
-            self._reader = CallReader(self._num_calls, self._names)
+            self._reader = CallReader(self._num_calls, self._names, new_id=self._new_id)
         elif stripped.startswith("]"):
             self._ended = True
         elif stripped:

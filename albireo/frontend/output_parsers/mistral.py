@@ -1,19 +1,21 @@
 """Mistral: `[TOOL_CALLS]` and then a list, `[{"name": "f", "arguments": {...}}]`, or, since v11 of its tokenizer,
-`f{...}` with a `[TOOL_CALLS]` for each call, and `[ARGS]` in between where the model writes that."""
+`f{...}` with a `[TOOL_CALLS]` for each call, and `[ARGS]` in between, or `[CALL_ID]`, an id and `[ARGS]`, where the
+model writes that. A model's id is not taken: it need not be another one in every turn."""
 
 from collections.abc import Set
 from typing import Final
 
 from albireo.frontend.message_parts import Part, TextPart, ToolCallArguments, ToolCallBegin
-from albireo.frontend.output_parsers.call_reader import new_call_id
+from albireo.frontend.output_parsers.call_ids import new_mistral_call_id
 from albireo.frontend.output_parsers.held import num_held
 from albireo.frontend.output_parsers.json_list import JsonListParser
 from albireo.frontend.output_parsers.json_object import ObjectReader
 
 BEGIN: Final = "[TOOL_CALLS]"
 ARGS: Final = "[ARGS]"
+CALL_ID: Final = "[CALL_ID]"
 MAX_NAME: Final = 200
-"""Longest text in front of the arguments that is taken for a name."""
+"""Longest text in front of the arguments that is taken for a name, and an id."""
 _BEHIND: Final = " \t\r\n}"
 
 
@@ -91,17 +93,17 @@ class MistralParser:
             inside = text[1:].lstrip()
             if inside.startswith(("{", "]")):
                 space = self._pending[: len(self._pending) - len(text)]
-                self._list = JsonListParser(self._names, self._num_calls, in_front=BEGIN + space)
+                self._list = JsonListParser(self._names, self._num_calls, BEGIN + space, new_mistral_call_id)
                 self._pending = ""
                 parts += self._list.feed(text)
             return bool(inside) and self._list is None and self._give_up(parts)
         at = text.find("{")
         if at < 0 and len(text) <= MAX_NAME:
             return False
-        name = text[: max(at, 0)].strip().removesuffix(ARGS).strip()
+        name = text[: max(at, 0)].strip().removesuffix(ARGS).partition(CALL_ID)[0].strip()
         if at > MAX_NAME or name not in self._names:
             return self._give_up(parts)
-        parts.append(ToolCallBegin(self._num_calls, new_call_id(), name))
+        parts.append(ToolCallBegin(self._num_calls, new_mistral_call_id(), name))
         self._pending, self._arguments = text[at:], ObjectReader()
         return True
 
