@@ -162,7 +162,7 @@ def test_a_bug_in_the_middle_of_a_stream_ends_that_stream_alone(
     chunk = CompletionFormat.chunk
 
     def broken(self: CompletionFormat, generation: Generation) -> bytes:
-        if generation.num_prompt_tokens == 3 and generation.num_tokens == 5:
+        if generation.num_prompt_tokens == 3 and generation.num_tokens >= 5:  # two may come in one piece
             raise RuntimeError("a bug")
         return chunk(self, generation)
 
@@ -173,7 +173,8 @@ def test_a_bug_in_the_middle_of_a_stream_ends_that_stream_alone(
         answer = b""
         while data := connection.recv(65536):
             answer += data
-    assert answer.count(b"data: ") == 4
+    assert answer.count(b"data: ") <= 4
+    assert answer.count(b'"finish_reason":null') == answer.count(b"data: ")
     assert events(iter(fine.text.splitlines()))[-1]["choices"][0]["finish_reason"] == "length"
     wait_for(lambda: server.coordinator.aborted == [1])
     assert any("a bug" in str(record.exc_info) for record in caplog.records)
