@@ -1,7 +1,8 @@
 """Every message between processes: msgspec Structs over ZeroMQ as msgpack. Nothing else travels, never pickle.
 
 Request path     frontend (DEALER) -> coordinator (ROUTER): `Submit`, `Abort`
-Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`, `Expired`
+Result path      coordinator (ROUTER) -> frontend (DEALER): `Tokens` once a step, `Rejected`, `Failed`, `Expired`,
+                 `Crashed`
 Grammar path     coordinator (ROUTER) -> grammar (DEALER): `Compile`, `Bind`, `Advance`, `Forget`
                  grammar -> coordinator: `GrammarUp`, `Compiled`, `Refused`, `Broken`
 Control path     child (DEALER) -> supervisor (ROUTER): `Progress`, `WorkerReady`, `Ready`, `EngineHalted`, `Fatal`
@@ -138,6 +139,8 @@ class Submit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Of a request that was admitted before."""
     arrival_ns: Uint64 = 0
     """CLOCK_MONOTONIC when the frontend had it ready, also where it is sent again; 0: it is new to everybody."""
+    num_crashes: Uint64 = 0
+    """As the coordinator before this one has counted (`Crashed`), if it has not got on since."""
 
 
 class Abort(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -200,6 +203,14 @@ class Expired(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
     request_id: Uint64
     message: str
+
+
+class Crashed(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Workers have died with these requests in flight: any of them may be what kills them. They go on; the frontend
+    keeps the counts for the case that the coordinator dies too."""
+
+    num_crashes: dict[Uint64, Uint64]
+    """By request id: how often that happened after its newest token."""
 
 
 class Compile(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -353,7 +364,7 @@ class Stop(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 ToCoordinator = Submit | Abort
-ToFrontend = Tokens | Rejected | Failed | Expired
+ToFrontend = Tokens | Rejected | Failed | Expired | Crashed
 ToGrammar = Compile | Bind | Advance | Forget
 FromGrammar = GrammarUp | Compiled | Refused | Broken
 ToSupervisor = Progress | WorkerReady | Ready | EngineHalted | Fatal

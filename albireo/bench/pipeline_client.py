@@ -7,7 +7,7 @@ import numpy as np
 import zmq
 
 from albireo import sockets
-from albireo.messages import SamplingParams, Submit, Tokens, encode, frontend_decoder
+from albireo.messages import Crashed, SamplingParams, Submit, Tokens, encode, frontend_decoder
 
 _POLL_MS = 50
 
@@ -49,6 +49,8 @@ class PipelineClient:
 
     def _receive(self) -> None:
         message = self._decoder.decode(self._socket.recv())
+        if isinstance(message, Crashed):
+            return
         self.arrival_ns.append(time.perf_counter_ns())
         if not isinstance(message, Tokens):
             raise RejectedError(message.message)

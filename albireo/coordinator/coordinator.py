@@ -5,6 +5,7 @@ Planning comes before answering: the workers are never kept waiting for the fron
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ from albireo.coordinator.submission import make_request, problem_of, submitted_t
 from albireo.coordinator.telemetry import Telemetry
 from albireo.messages import (
     Abort,
+    Crashed,
     Expired,
     Failed,
     GrammarDown,
@@ -187,10 +189,14 @@ class Coordinator:
         self._is_halted = True
         self._telemetry.halt()
         self._step_log.forget()
+        crashes: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for request in self._scheduler.lose_devices():
             request.note_crash()
             if request.num_crashes >= MAX_CRASHES:
                 self._fail(request, "the engine has died each time that it tried to go on with this request")
+            else:
+                crashes[request.frontend][request.request_id] = request.num_crashes
+        self._outbox += [(frontend, Crashed(own)) for frontend, own in crashes.items()]
         for request in self._requests.values():
             if request.num_admissions and not request.has_output and not request.deadline_ns:
                 self._deadlines.watch(request, self._clock_ns())  # its first step is yet to come, again

@@ -51,4 +51,6 @@ def make_request(
         sample_group=message.sample_group,
         arrival=arrival,
         arrival_ns=message.arrival_ns or now_ns,
+        crashed_at=tokens.size if message.num_crashes else -1,
+        num_crashes=message.num_crashes,
     )

@@ -16,6 +16,7 @@ from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
 from albireo.messages import (
     Abort,
+    Crashed,
     Expired,
     Finish,
     Grammar,
@@ -137,6 +138,7 @@ class EngineClient:
         assert generation.submission is not None, "a live generation was submitted"
         request_id = generation.request_id = next(self._numbers)
         generation.submission = msgspec.structs.replace(generation.submission, request_id=request_id)
+        generation.num_crashes = 0  # two replicas may die at once, and it have killed neither
         self._keep(generation, num_cached_tokens)
         if self._reader is not None:  # else the coordinator gets it when it comes
             self._send(encode(_resumption(generation)))
@@ -233,6 +235,10 @@ class EngineClient:
             self._on_tokens(message, begin_ns)
         elif isinstance(message, Rejected):
             self._on_end(message.request_id, RequestError(message.message, field=message.field or None))
+        elif isinstance(message, Crashed):
+            for request_id, num_crashes in message.num_crashes.items():
+                if request_id in self._live:
+                    self._live[request_id].num_crashes = num_crashes
         elif isinstance(message, Expired):
             self._on_end(message.request_id, QueueTimeoutError(message.message), "timeout")
         elif message.is_transient:
@@ -337,6 +343,7 @@ def _resumption(generation: Generation) -> Submit:
     """The request again, from where it is."""
     submission, history = generation.submission, generation.history
     assert submission is not None, "a live generation was submitted"
+    submission = msgspec.structs.replace(submission, num_crashes=generation.num_crashes)
     if not generation.admitted_ns:
         return submission
     num_scored = 0 if generation.scores is None else generation.scores.num_prompt_scored

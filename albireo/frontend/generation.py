@@ -60,9 +60,11 @@ class Generation:
     """
 
     __slots__ = (
+        "_crashed_at",
         "_detokenizer",
         "_left_at",
         "_min_tokens",
+        "_num_crashes",
         "_num_left",
         "_stops",
         "_text",
@@ -147,6 +149,10 @@ class Generation:
         self.admitted_ns = 0
         self.first_token_ns = 0
         self.last_token_ns = 0
+        self._crashed_at = 0
+        """How many output tokens it had when workers died with it in flight."""
+        self._num_crashes = 0
+        """How often they did at this very place, as its replica's coordinator says."""
         self._left_at = 0
         """How many output tokens it had when it left a replica that was down."""
         self._num_left = 0
@@ -157,6 +163,15 @@ class Generation:
     @property
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def num_crashes(self) -> int:
+        """How often workers have died with it in flight since its newest token."""
+        return self._num_crashes if self._crashed_at == self.num_tokens else 0
+
+    @num_crashes.setter
+    def num_crashes(self, count: int) -> None:
+        self._num_crashes, self._crashed_at = count, self.num_tokens
 
     def may_leave(self) -> bool:
         """Its replica is down. Whether it is to go on with another, which is noted: one that has left MAX_LEFT without

@@ -16,7 +16,17 @@ from albireo.coordinator.rings import EngineRings
 from albireo.coordinator.scheduler import Scheduler
 from albireo.coordinator.telemetry import Telemetry
 from albireo.engine_segments import reset_rings
-from albireo.messages import Finish, Grammar, SamplingParams, Submit, ToFrontend, Tokens, encode, frontend_decoder
+from albireo.messages import (
+    Crashed,
+    Finish,
+    Grammar,
+    SamplingParams,
+    Submit,
+    ToFrontend,
+    Tokens,
+    encode,
+    frontend_decoder,
+)
 from albireo.shm import flight, segment, stats
 from albireo.shm.plan_ring import PlanRing
 from albireo.shm.token_ring import TokenRing
@@ -130,11 +140,14 @@ class Harness:
 
     def submit(
         self, frontend: int, request_id: int, prompt: list[int], max_tokens: int = 5, *, priority: int = 0,
-        grammar: Grammar | None = None, arrival_ns: int = 0, **sampling: Any,
+        grammar: Grammar | None = None, arrival_ns: int = 0, num_crashes: int = 0, **sampling: Any,
     ) -> None:  # fmt: skip
         data = np.array(prompt, np.int32).tobytes()
         params = SamplingParams(max_tokens=max_tokens, seed=request_id, **sampling)
-        self.send(frontend, encode(Submit(request_id, data, params, priority, grammar=grammar, arrival_ns=arrival_ns)))
+        submit = Submit(
+            request_id, data, params, priority, grammar=grammar, arrival_ns=arrival_ns, num_crashes=num_crashes
+        )
+        self.send(frontend, encode(submit))
 
     def work(self) -> bool:
         """All ranks' part of one step."""
@@ -192,6 +205,8 @@ class Harness:
 def outputs(messages: Sequence[ToFrontend]) -> dict[int, tuple[list[int], Finish]]:
     found: dict[int, tuple[list[int], Finish]] = {}
     for message in messages:
+        if isinstance(message, Crashed):
+            continue
         assert isinstance(message, Tokens)
         ids = np.frombuffer(message.request_ids, np.uint64).tolist()
         tokens = np.frombuffer(message.token_ids, np.int32).tolist()

@@ -21,8 +21,10 @@ from albireo.coordinator.request import Request, State
 from albireo.messages import (
     Abort,
     Expired,
+    Failed,
     Finish,
     Grammar,
+    Rejected,
     Resumed,
     SamplingParams,
     Submit,
@@ -305,7 +307,7 @@ class World:
                         known = self.live.pop(message.request_id)
                         assert not known.received and message.request_id not in (started or ())
                         assert known.since_ns + TIMEOUT_S * SECOND <= self.harness.now_ns
-                    case _:
+                    case Rejected() | Failed():
                         self.live.pop(message.request_id)  # it may be what kills the workers
 
     def take_tokens(self, message: Tokens) -> None:

@@ -12,7 +12,7 @@ from fake_device import reference
 
 from albireo.config import SchedulerConfig, SchedulingPolicy
 from albireo.coordinator.request import State
-from albireo.messages import Failed, Rejected, Resumed, SamplingParams, Submit, Tokens, encode
+from albireo.messages import Crashed, Failed, Rejected, Resumed, SamplingParams, Submit, Tokens, encode
 
 
 @pytest.fixture
@@ -68,6 +68,29 @@ def test_what_kills_the_workers_twice_is_ended_and_what_ran_beside_it_is_not(har
     finished = outputs([message for message in messages if isinstance(message, Tokens)])
     for request_id in (0, 1, 3):
         assert finished[request_id] == reference([1, 2, 5 + request_id], request_id, 23, (), ())
+
+
+def test_what_killed_the_workers_of_another_coordinator_is_ended_when_it_kills_again(harness: Harness) -> None:
+    harness.submit(0, 1, [1, 2, 5], max_tokens=20, ignore_eos=True)
+    harness.submit(1, 2, [1, 2, 6], max_tokens=20, ignore_eos=True)
+    harness.start(2)
+    harness.lose_workers()
+    for frontend, request_id in enumerate((1, 2)):
+        told = [message for message in harness.received(frontend) if isinstance(message, Crashed)]
+        assert told == [Crashed({request_id: 1})]
+    harness.resume()
+    harness.run()
+    # and as another one hears of them
+    harness.submit(0, 3, [1, 2, 5], max_tokens=20, ignore_eos=True, num_crashes=1)
+    harness.submit(1, 4, [1, 2, 6], max_tokens=20, ignore_eos=True, num_crashes=1)
+    harness.hear()
+    assert harness.running() == {3}, "its death would be laid to both"
+    harness.lose_workers()
+    (failed,) = [message for message in harness.received(0) if isinstance(message, Failed)]
+    assert failed.request_id == 3 and "died" in failed.message
+    harness.resume()
+    harness.run()
+    assert outputs(harness.received(1))[4] == reference([1, 2, 6], 4, 23, (), ())
 
 
 def test_nobody_is_admitted_beside_a_suspect_that_has_not_got_on(harness: Harness) -> None:

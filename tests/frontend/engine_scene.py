@@ -22,6 +22,7 @@ from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
     Abort,
     Admitted,
+    Crashed,
     Expired,
     Finish,
     Rejected,
@@ -143,7 +144,7 @@ class Engine:
                 return messages
             messages.append(coordinator_decoder().decode(data))
 
-    async def say(self, *messages: Tokens | Rejected | Expired | Abort) -> None:
+    async def say(self, *messages: Tokens | Rejected | Expired | Abort | Crashed) -> None:
         """Until the client has taken them."""
         while not hasattr(self, "identity"):
             await self.heard()

@@ -11,7 +11,18 @@ from engine_scene import PROMPT, Engine, Letters, Log, Notes, Scene, new_client,
 from albireo.errors import InternalError, QueueTimeoutError, UnavailableError
 from albireo.frontend.generation import Generation
 from albireo.frontend.token_scores import TokenScores
-from albireo.messages import Abort, Admitted, Expired, Finish, Rejected, Resumed, SamplingParams, Submit, Tokens
+from albireo.messages import (
+    Abort,
+    Admitted,
+    Crashed,
+    Expired,
+    Finish,
+    Rejected,
+    Resumed,
+    SamplingParams,
+    Submit,
+    Tokens,
+)
 from albireo.shm.flight import Part
 from albireo.shm.layout import REQUEST_COUNTS
 
@@ -253,6 +264,21 @@ def test_another_coordinator_gets_what_lives_with_its_tokens_and_the_text_goes_o
         assert again[0].arrival_ns == first.submitted_ns and again[1].arrival_ns == waiting.submitted_ns
         await engine.step((first, 2, Finish.LENGTH))
         assert (first.take()[0], first.finish_reason, first.num_tokens) == ("abc", "length", 3)
+
+    play(scene)
+
+
+def test_another_coordinator_is_told_who_may_be_what_kills_workers(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        stuck, gets_on, new = (engine.submit()[0] for _ in range(3))
+        await engine.step((stuck, 0, Finish.NONE), admitted=(Admitted(stuck.request_id, 0),))
+        ended = 99
+        await engine.say(Crashed({stuck.request_id: 1, gets_on.request_id: 1, new.request_id: 2, ended: 1}))
+        await engine.step((gets_on, 0, Finish.NONE), admitted=(Admitted(gets_on.request_id, 0),))
+        for _ in range(2):
+            engine.replace()
+            again = [message for message in await engine.heard() if isinstance(message, Submit)]
+            assert [message.num_crashes for message in again] == [1, 0, 2]
 
     play(scene)
 
