@@ -14,6 +14,7 @@ from albireo.errors import InternalError, QueueTimeoutError, RequestError, Unava
 from albireo.frontend.generation import Generation, Listener
 from albireo.frontend.request_metrics import RequestMetrics
 from albireo.frontend.socket_reader import SocketReader
+from albireo.frontend.waiting import WaitingGenerations
 from albireo.messages import (
     Abort,
     Crashed,
@@ -68,7 +69,7 @@ class EngineClient:
         self._load = load
         self._live: dict[int, Generation] = {}
         self._aborted: list[int] = []
-        self.num_waiting = 0
+        self._waiting = WaitingGenerations()
         """Live generations of which the engine has computed nothing yet."""
         self._num_prompt_tokens = 0
         """Of live generations without a token, those that the prefix cache does not have: first as far as the router
@@ -84,6 +85,15 @@ class EngineClient:
     @property
     def num_live(self) -> int:
         return len(self._live)
+
+    @property
+    def num_waiting(self) -> int:
+        """Live generations of which the engine has computed nothing yet."""
+        return len(self._waiting)
+
+    def last_waiting_behind(self, priority: int) -> Generation | None:
+        """Who gives way to a request of that priority when the queue is full."""
+        return self._waiting.last_behind(priority)
 
     @property
     def num_sequences(self) -> int:
@@ -167,7 +177,8 @@ class EngineClient:
 
     def _keep(self, generation: Generation, num_cached_tokens: int) -> None:
         self._live[generation.request_id] = generation
-        self.num_waiting += not generation.admitted_ns
+        if not generation.admitted_ns:
+            self._waiting.add(generation)
         if not generation.num_tokens:
             generation.num_to_compute = generation.num_prompt_tokens - num_cached_tokens
             self._num_prompt_tokens += generation.num_to_compute
@@ -177,7 +188,7 @@ class EngineClient:
         """Its terminal event or abort is here."""
         generation = self._live.pop(request_id, None)
         if generation is not None:
-            self.num_waiting -= not generation.admitted_ns
+            self._waiting.discard(generation)
             self._has_computed(generation, generation.num_to_compute)
         return generation
 
@@ -198,11 +209,13 @@ class EngineClient:
     def fail_all(self, error: RequestError) -> None:
         """Ends every live generation with `error`: the server stops."""
         while self._live:
-            request_id = next(iter(self._live))
-            generation = self._drop(request_id)
-            assert generation is not None
-            self._abort(request_id)
-            generation.fail(error)
+            self.fail(next(iter(self._live.values())), error)
+
+    def fail(self, generation: Generation, error: RequestError) -> None:
+        """Ends a live generation with `error`, and tells the coordinator."""
+        self._drop(generation.request_id)
+        self._abort(generation.request_id)
+        generation.fail(error)
 
     def close(self) -> None:
         """Sends the aborts that are left and stops listening."""
@@ -268,7 +281,8 @@ class EngineClient:
             generation = self._live.get(admitted.request_id)
             if generation is not None and not generation.admitted_ns:  # again after a preemption
                 generation.admitted_ns = now_ns
-                self.num_waiting -= 1
+                generation.listener.has_started = True
+                self._waiting.discard(generation)
                 generation.num_cached_tokens = admitted.num_cached_tokens
                 to_compute = generation.num_prompt_tokens - admitted.num_cached_tokens
                 self._has_computed(generation, generation.num_to_compute - to_compute)

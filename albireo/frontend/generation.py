@@ -28,6 +28,9 @@ _SCORE_CHARS = LOGPROB.itemsize // 4
 class Listener(Protocol):
     """Who waits for the output of generations."""
 
+    has_started: bool
+    """The engine has computed something for one of them."""
+
     def on_output(self, generation: "Generation", num_chars: int) -> None:
         """There are that many more characters to take, or as much beside the text, or the generation has ended."""
 

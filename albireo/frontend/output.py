@@ -25,7 +25,8 @@ class Output:
     """
 
     __slots__ = (
-        "_backlog_bytes", "_client_gone", "_cut_off", "_has_end", "_ready", "_streams", "_waiter", "writer",
+        "_backlog_bytes", "_client_gone", "_cut_off", "_has_end", "_ready", "_streams", "_waiter", "has_started",
+        "writer",
     )  # fmt: skip
 
     def __init__(self, streams: bool, cut_off: Callable[[], None]) -> None:
@@ -37,6 +38,7 @@ class Output:
         self._waiter: asyncio.Future[None] | None = None
         """The task waits in `next`: all that it took before has been handed to the connection, in order."""
         self._client_gone = False
+        self.has_started = False
         self._backlog_bytes = 0
         self.writer: Writer | None = None
         """Set once the response has begun."""

@@ -10,6 +10,7 @@ from albireo.errors import RequestError
 from albireo.frontend.engine_client import EngineClient
 from albireo.frontend.generation import Generation
 from albireo.frontend.routing import Route, Router
+from albireo.frontend.waiting import priority_of
 from albireo.messages import Grammar, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,15 @@ class Replicas:
         """Forgets those that have not ended, and tells who has them. Nothing more is heard of them."""
         for replica, own in itertools.groupby(generations, lambda generation: generation.replica):
             self._clients[replica].abort(own)
+
+    def last_waiting_behind(self, priority: int) -> Generation | None:
+        """Of those that wait here for their first step, who gives way to a request of that priority."""
+        last = [client.last_waiting_behind(priority) for client in self._clients]
+        return max((each for each in last if each is not None), key=priority_of, default=None)
+
+    def fail(self, generation: Generation, error: RequestError) -> None:
+        """Ends a live generation with `error`, and tells who has it."""
+        self._clients[generation.replica].fail(generation, error)
 
     def fail_all(self, error: RequestError) -> None:
         """Ends every live generation with `error`: the server stops."""

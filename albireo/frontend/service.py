@@ -133,9 +133,34 @@ class Service:
         """Raises UnavailableError, TooManyRequestsError, or NotFoundError for a model that is not served."""
         self.check_available()
         self.check_model(request.model)
-        waiting = self.engine.num_waiting + self._num_preparing
-        if waiting >= self.config.max_num_waiting:
+        waiting = self._num_too_many_waiting()
+        if waiting and self._last_behind(request) is None:
             raise TooManyRequestsError(f"{waiting} sequences are waiting; this server lets no more wait")
+
+    def _num_too_many_waiting(self) -> int:
+        """How many wait where no more may, else 0."""
+        waiting = self.engine.num_waiting + self._num_preparing
+        return waiting if waiting >= self.config.max_num_waiting else 0
+
+    def _last_behind(self, request: GenerationRequest) -> Generation | None:
+        """Who gives way to it when the queue is full. Of other frontends' nobody knows the priority here."""
+        if self.config.scheduler.policy != "priority":
+            return None
+        return self.engine.last_waiting_behind(request.priority or 0)
+
+    def _make_room(self, request: GenerationRequest, num_sequences: int) -> None:
+        """Before it joins a full queue, as many leave it that would start later and after no other. Raises
+        TooManyRequestsError where there is none any more."""
+        waiting = self._num_too_many_waiting()
+        if not waiting or self.config.scheduler.policy != "priority":
+            return
+        for number in range(num_sequences):
+            last = self._last_behind(request)
+            if last is None and not number:
+                raise TooManyRequestsError(f"{waiting} sequences are waiting; this server lets no more wait")
+            if last is None:
+                return
+            self.engine.fail(last, TooManyRequestsError("a request of higher priority has its place in the full queue"))
 
     def check_model(self, model: str | None) -> None:
         """Raises NotFoundError for a model that is not served."""
@@ -228,6 +253,7 @@ class Service:
             )
             for index, sample in enumerate(samples)
         ]
+        self._make_room(request, len(generations))
         try:
             self._hand_over(request, prompts, samples, generations, grammar)
         except RequestError:

@@ -59,6 +59,7 @@ class Log:
 
     def __init__(self) -> None:
         self.ends = 0
+        self.has_started = False
         self.calls = 0
         self.calls_at_flush: list[int] = []
 

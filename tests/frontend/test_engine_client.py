@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engine_scene import PROMPT, Engine, Letters, Log, Notes, Scene, new_client, play_scene
 
-from albireo.errors import InternalError, QueueTimeoutError, UnavailableError
+from albireo.errors import InternalError, QueueTimeoutError, TooManyRequestsError, UnavailableError
 from albireo.frontend.generation import Generation
 from albireo.frontend.token_scores import TokenScores
 from albireo.messages import (
@@ -218,6 +218,23 @@ def test_one_that_has_waited_too_long_may_come_again_and_is_counted_by_itself(pl
         assert (waiting.error.status, waiting.error.code) == (503, "queue_timeout")
         assert (engine.counts["finished_timeout"][0], engine.counts["finished_error"][0]) == (1, 0)
         assert engine.client.num_live == engine.client.num_waiting == 0
+
+    play(scene)
+
+
+def test_who_gives_way_is_the_newest_of_the_lowest_priority_whose_response_has_not_begun(play: Play) -> None:
+    async def scene(engine: Engine) -> None:
+        begun, low, lowest = Log(), Log(), Log()
+        priorities = ((begun, 9), (begun, 9), (lowest, 5), (lowest, 5), (low, 4))
+        generations = [Generation(0, 1, Letters(), None, log) for log, _ in priorities]
+        for generation, (_, priority) in zip(generations, priorities, strict=True):
+            engine.client.submit(generation, PROMPT, SamplingParams(max_tokens=10), priority, "")
+        await engine.step((generations[0], 0, Finish.NONE), admitted=(Admitted(generations[0].request_id, 0),))
+        behind = engine.client.last_waiting_behind
+        assert (behind(4), behind(5), behind(3)) == (generations[3], None, generations[3])
+        engine.client.fail(generations[3], TooManyRequestsError("full"))
+        engine.client.abort([generations[2]])
+        assert (behind(3), behind(4), engine.client.num_waiting) == (generations[4], None, 2)
 
     play(scene)
 

@@ -13,6 +13,7 @@ from fakes import endless_reply, wait_for
 from frontend_server import FrontendServer
 
 from albireo import limits
+from albireo.config import SchedulerConfig
 from albireo.frontend.tokenizer import Tokenizer
 
 
@@ -45,6 +46,68 @@ def test_chats_that_come_at_once_are_not_all_let_in_while_none_is_the_engine_s_y
             assert [answer[:13] for answer in answers] == 18 * [b"HTTP/1.1 429 "]
             assert len(server.coordinator.submits) == 2
         server.coordinator.paused.clear()
+
+
+def completion(priority: int, **fields: Any) -> bytes:
+    return post_bytes("/v1/completions", {"prompt": "x", "max_tokens": 3, "priority": priority, **fields})
+
+
+def answer_of(client: socket.socket) -> bytes:
+    """Head and body, which is JSON."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        piece = client.recv(10_000)
+        assert piece, answer
+        answer += piece
+    return answer
+
+
+def test_under_priorities_a_full_queue_makes_room_for_who_would_start_sooner(
+    tokenizer_path: Path, run_dir: Path
+) -> None:
+    by_priority = SchedulerConfig(max_model_len=256, policy="priority")
+    with (
+        FrontendServer(
+            run_dir, tokenizer_path, endless_reply([74]), scheduler=by_priority, max_num_waiting=2
+        ) as server,
+        ExitStack() as opened,
+    ):
+        server.coordinator.paused.set()
+        clients = connect(server, 7, opened)
+        older, newer, equal, first, second, third, pair = clients
+        submits = server.coordinator.submits
+        for number, client in enumerate((older, newer), 1):
+            client.sendall(completion(5))
+            wait_for(lambda: len(submits) == number)  # noqa: B023
+        equal.sendall(completion(5))
+        assert answer_of(equal).startswith(b"HTTP/1.1 429 ")
+        for client, displaced in ((first, newer), (second, older)):
+            client.sendall(completion(0))
+            answer = answer_of(displaced)
+            assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after" in answer and b"higher priority" in answer
+        third.sendall(completion(0))
+        assert answer_of(third).startswith(b"HTTP/1.1 429 ")
+        pair.sendall(completion(-1, n=2))
+        assert answer_of(second).startswith(b"HTTP/1.1 429 ") and answer_of(first).startswith(b"HTTP/1.1 429 ")
+        wait_for(lambda: len(submits) == 6)
+        assert [submit.priority for submit in submits] == [5, 5, 0, 0, -1, -1]
+        server.coordinator.paused.clear()
+        assert answer_of(pair).startswith(b"HTTP/1.1 200 ")
+
+
+def test_without_priorities_a_full_queue_makes_room_for_nobody(tokenizer_path: Path, run_dir: Path) -> None:
+    with (
+        FrontendServer(run_dir, tokenizer_path, endless_reply([74]), max_num_waiting=1) as server,
+        ExitStack() as opened,
+    ):
+        server.coordinator.paused.set()
+        waiting, refused = connect(server, 2, opened)
+        waiting.sendall(completion(5))
+        wait_for(lambda: len(server.coordinator.submits) == 1)
+        refused.sendall(completion(0))
+        assert answer_of(refused).startswith(b"HTTP/1.1 429 ")
+        server.coordinator.paused.clear()
+        assert answer_of(waiting).startswith(b"HTTP/1.1 200 ")
 
 
 def test_texts_to_tokenise_do_not_queue_up_without_bound(
