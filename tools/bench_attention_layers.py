@@ -1,11 +1,8 @@
-"""One process of `bench_attention`'s layers table: seconds of a step, wall clock and CPU time, as JSON on stdout.
+"""One process of `bench_attention`'s layers table: seconds of a step, wall clock and CPU time, as JSON on stdout."""
 
-usage: bench_attention_layers.py none|albireo|numba
-"""
-
+import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -93,7 +90,10 @@ class Layer:
 
 @torch.inference_mode()
 def main() -> None:
-    layers = [Layer(sys.argv[1]) for _ in range(NUM_LAYERS)]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=["none", "albireo", "numba"], help="of attention")
+    way = parser.parse_args().way
+    layers = [Layer(way) for _ in range(NUM_LAYERS)]
     start = torch.randn(NUM_SEQS, HIDDEN).bfloat16()
 
     def step() -> None:

@@ -14,6 +14,7 @@ Parts that are not begun within `--seconds` are left out.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,8 +292,7 @@ def main() -> None:
     parser.add_argument("--chunk-tiles", default=CHUNK_TILES)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing to time")
-        return
+        sys.exit("bench_cuda_attention: needs a CUDA device")
     bench = make_bench(args)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; copy {bench.copy_rate / 1e3:.0f} GB/s")
     for name in args.parts.split(","):

@@ -13,6 +13,7 @@ outputs a program : warps : stages (1: registers, more: shared memory), x2: step
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -291,8 +292,7 @@ def main() -> None:
     parser.add_argument("--ms", type=float, default=10)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing to time")
-        return
+        sys.exit("bench_cuda_layers: needs a CUDA device")
     bench = Bench(args)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; copy {bench.copy_rate / 1e3:.0f} GB/s")
     for name in args.parts.split(","):

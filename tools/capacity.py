@@ -14,10 +14,13 @@ for what the host takes where a step waits for it. `--baseline` says the same be
 
 import argparse
 import math
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from shared_routes import new_routes
 from virtual_node import Timings, VirtualNode, Workload
 from virtual_replica import Clock, VirtualReplica
@@ -29,6 +32,7 @@ from albireo.frontend.routing import Router
 
 NS: Final = 1_000_000_000
 PRECISION: Final = 1.03
+STEP: Final = 1.25
 LEAST_RATE: Final = 0.01
 """Below that nobody asks."""
 
@@ -87,15 +91,15 @@ def main() -> None:
     if args.baseline:
         flags = {"run_ahead": 0, "sampling_mode": "gathered"}
         engines.append(Engine("synchronous", flags, args.baseline_host_us))
-    for model in args.models:
-        for shape in args.shape:
-            for engine in engines:
-                show(args, model, shape, engine)
+    shown = [show(args, model, shape, engine) for model in args.models for shape in args.shape for engine in engines]
+    if not all(shown):
+        sys.exit("capacity: there are models that run at none of the degrees")
 
 
-def show(args: argparse.Namespace, model: str, shape: Shape, engine: Engine) -> None:
-    """A line per degree; the best in bold."""
+def show(args: argparse.Namespace, model: str, shape: Shape, engine: Engine) -> bool:
+    """A line per degree; the best in bold. Says whether there is a degree at which the model runs."""
     lines: list[tuple[float, str]] = []
+    num_refused = 0
     for degree in args.degrees:
         num_replicas = args.gpus // degree
         label = f"{degree} x {num_replicas}"
@@ -103,6 +107,7 @@ def show(args: argparse.Namespace, model: str, shape: Shape, engine: Engine) -> 
             plan = engine_plan(args, model, shape, degree, engine.flags)
         except StartupError as error:
             lines.append((0.0, f"{label} | {error} ||||||||"))
+            num_refused += 1
             continue
         tokens = VirtualReplica(plan, Clock(), lambda *_: None).kv_tokens
         node = Node(args, plan, shape, num_replicas, engine.host_us)
@@ -112,6 +117,7 @@ def show(args: argparse.Namespace, model: str, shape: Shape, engine: Engine) -> 
     for rate, line in lines:
         name = f"**{engine.name}**" if rate == best > 0 else engine.name
         print(f"| {Path(model).name} | {shape.name} {shape.input_len}/{shape.output_len} | {name} | {line}", flush=True)
+    return num_refused < len(lines)
 
 
 def in_words(found: Carried) -> str:
@@ -141,9 +147,9 @@ def engine_plan(
 
 
 def most_carried(node: Node) -> Carried:
-    """By doubling, then by halving the gap, down to PRECISION."""
+    """By steps from what it does with requests that all come at once, then by halving the gap, down to PRECISION."""
     low, high, best = 0.0, math.inf, NOTHING
-    rate = node.args.gpus / 8
+    rate = offer(node, math.inf).rate
     while high > low * PRECISION:
         found = offer(node, rate, may_give_up=True)
         if found.is_carried:
@@ -152,33 +158,49 @@ def most_carried(node: Node) -> Carried:
             high = rate
             if rate < LEAST_RATE:
                 return NOTHING
-        rate = low * 2 if high == math.inf else math.sqrt(low * high) if low else high / 2
+        rate = low * STEP if high == math.inf else math.sqrt(low * high) if low else high / STEP
     return best
 
 
 def offer(node: Node, rate: float, may_give_up: bool = False) -> Carried:
     """`may_give_up`: as soon as it is clear that the rate is not carried."""
+    args, work = node.args, workload(node, rate)
+    router = Router("least-work", new_routes(node.num_replicas)[0], node.num_replicas, 1)
+    virtual = VirtualNode(node.plan, node.num_replicas, router, round(node.host_us * 1000))
+    timings = virtual.run(work, partial(is_hopeless, args, work) if may_give_up else None)
+    return NOTHING if timings is None else judge(args, work, timings, virtual.replicas)
+
+
+def workload(node: Node, rate: float) -> Workload:
     args, shape = node.args, node.shape
     num_requests = max(args.least_requests, 0 if math.isinf(rate) else round(rate * args.seconds))
     draw = np.random.default_rng(args.seed)
-    work = Workload(
+    return Workload(
         (arrival_times_s(num_requests, rate, 1.0, args.seed) * NS).astype(np.int64),
         draw.integers(shape.input_len // 2, 3 * shape.input_len // 2, num_requests, endpoint=True),
         draw.integers(shape.output_len // 2, 3 * shape.output_len // 2, num_requests, endpoint=True),
     )
-    router = Router("least-work", new_routes(node.num_replicas)[0], node.num_replicas, 1)
-    virtual = VirtualNode(node.plan, node.num_replicas, router, round(node.host_us * 1000))
-    if not may_give_up:
-        timings = virtual.run(work)
-    else:
-        timings = virtual.run(work, int((1 - args.share) * num_requests), round(args.goodput["ttft"] * 1e6))
-    return NOTHING if timings is None else judge(args, work, timings, virtual.replicas)
+
+
+def is_hopeless(args: argparse.Namespace, work: Workload, timings: Timings, num_arrived: int, now_ns: int) -> bool:
+    """Too many have missed a target already: they have waited too long, or have ended and were slow."""
+    arrival_ns, first_ns = work.arrival_ns[:num_arrived], timings.first_ns[:num_arrived]
+    waited_ms = (np.where(first_ns == 0, now_ns, first_ns) - arrival_ns) / 1e6
+    has_ended = timings.num_tokens[:num_arrived] == work.output_len[:num_arrived]
+    is_slow = has_ended & (tpot_ms(timings)[:num_arrived] > args.goodput["tpot"])
+    num_missed = np.count_nonzero((waited_ms > args.goodput["ttft"]) | is_slow)
+    return bool(num_missed > (1 - args.share) * work.arrival_ns.size)
+
+
+def tpot_ms(timings: Timings) -> npt.NDArray[np.float64]:
+    times: npt.NDArray[np.float64] = (timings.last_ns - timings.first_ns) / np.maximum(1, timings.num_tokens - 1) / 1e6
+    return times
 
 
 def judge(args: argparse.Namespace, work: Workload, timings: Timings, replicas: list[VirtualReplica]) -> Carried:
     ttft_ms = (timings.first_ns - work.arrival_ns) / 1e6
-    tpot_ms = (timings.last_ns - timings.first_ns) / np.maximum(1, timings.num_tokens - 1) / 1e6
-    good_share = float(np.mean((ttft_ms <= args.goodput["ttft"]) & (tpot_ms <= args.goodput["tpot"])))
+    per_token_ms = tpot_ms(timings)
+    good_share = float(np.mean((ttft_ms <= args.goodput["ttft"]) & (per_token_ms <= args.goodput["tpot"])))
     duration_ns = timings.last_ns.max() - work.arrival_ns[0]
     schedulers = [replica.scheduler for replica in replicas]
     return Carried(
@@ -187,7 +209,7 @@ def judge(args: argparse.Namespace, work: Workload, timings: Timings, replicas: 
         output_rate=timings.num_tokens.sum() / duration_ns * NS,
         good_share=good_share,
         ttft_ms=(float(np.median(ttft_ms)), float(np.percentile(ttft_ms, 99))),
-        tpot_ms=(float(np.median(tpot_ms)), float(np.percentile(tpot_ms, 99))),
+        tpot_ms=(float(np.median(per_token_ms)), float(np.percentile(per_token_ms, 99))),
         num_preemptions=sum(each.counters.num_preemptions for each in schedulers),
         num_swapped=sum(each.swap.num_swapped_out for each in schedulers),
         busy_share=sum(replica.busy_ns for replica in replicas) / len(replicas) / duration_ns,

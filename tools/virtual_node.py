@@ -1,7 +1,8 @@
 """Requests that come to replicas at given times, and when they have their tokens, in virtual time."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from albireo.frontend.routing import Router
 from albireo.messages import Admitted, SamplingParams
 
 Int64s = npt.NDArray[np.int64]
-NEVER: Final = 1 << 62
 
 
 class Workload(NamedTuple):
@@ -45,6 +45,10 @@ class Timings:
         return newly
 
 
+IsHopeless = Callable[[Timings, int, int], bool]
+"""Asked with how many have arrived, and the time in nanoseconds."""
+
+
 class OwnLoad:
     """What a single frontend, through which all requests come, knows of a replica."""
 
@@ -66,15 +70,14 @@ class VirtualNode:
         self._loads = [OwnLoad() for _ in self.replicas]
         self._router = router
 
-    def run(self, work: Workload, most_late: int = NEVER, late_ns: int = NEVER) -> Timings | None:
-        """Until all requests have ended. None as soon as more than `most_late` have waited longer than `late_ns` for
-        their first token."""
+    def run(self, work: Workload, is_hopeless: IsHopeless | None = None) -> Timings | None:
+        """Until all requests have ended. None as soon as it is hopeless, which is asked after every 64th arrival."""
         self._work, self._timings = work, Timings(work.arrival_ns.size)
-        self._most_late, self._late_ns, self._is_late = most_late, late_ns, False
+        self._is_hopeless, self._has_given_up = is_hopeless, False
         for number, arrival_ns in enumerate(work.arrival_ns.tolist()):
             self.clock.at(arrival_ns, partial(self._arrive, number))
         self.clock.run()
-        return None if self._is_late else self._timings
+        return None if self._has_given_up else self._timings
 
     def _arrive(self, number: int) -> None:
         route = self._router.choose(b"", "", self._loads)
@@ -89,15 +92,11 @@ class VirtualNode:
                 max_total_tokens=input_len + output_len,
             )
         )  # fmt: skip
-        if not (number + 1) % 64 and self._num_late(number + 1) > self._most_late:
-            self._is_late = True
-            self.clock.stop()
-
-    def _num_late(self, num_arrived: int) -> int:
-        """Of the requests that have arrived, those that have waited too long and have no token."""
-        waiting = self._timings.num_tokens[:num_arrived] == 0
-        before_ns = self.clock.now_ns - self._late_ns
-        return int(np.count_nonzero(waiting & (self._work.arrival_ns[:num_arrived] < before_ns)))
+        num_arrived = number + 1
+        if self._is_hopeless is not None and not num_arrived % 64:
+            self._has_given_up = self._is_hopeless(self._timings, num_arrived, self.clock.now_ns)
+            if self._has_given_up:
+                self.clock.stop()
 
     def _on_step(self, replica: int, admitted: list[Admitted], rows: ConfirmedRows) -> None:
         newly = self._timings.take(rows.request_ids.astype(np.int64), self.clock.now_ns)

@@ -1,7 +1,11 @@
 """What a node of simulated devices is said to carry, and the table."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from capacity import Node, Shape, main, most_carried, offer, parse_arguments
+from capacity import Node, Shape, is_hopeless, main, most_carried, offer, parse_arguments
+from virtual_node import Timings, Workload
 
 from albireo.engine_args import EngineArgs, plan_engine
 from albireo.serve import DEMO_MODEL
@@ -19,6 +23,22 @@ def test_the_rate_that_is_found_is_carried_and_a_little_more_is_not(monkeypatch:
     assert best.is_carried
     assert best.good_share >= 0.95
     assert not offer(node, best.rate * 1.1).is_carried
+
+
+def test_a_run_is_hopeless_when_more_have_missed_a_target_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["capacity", "--shape", "s=64/16", "--goodput", "ttft:10", "tpot:5", "--share", "0.75", "demo"]
+    )
+    args = parse_arguments()
+    ms = 1_000_000
+    work = Workload(np.array([0, 0, 0, 0, 90 * ms, 99 * ms, 0, 0]), np.full(8, 64), np.full(8, 3))
+    timings = Timings(8)
+    timings.first_ns[:4] = [10 * ms, 11 * ms, 10 * ms, 10 * ms]
+    timings.last_ns[:4] = [20 * ms, 12 * ms, 21 * ms, 90 * ms]
+    timings.num_tokens[:4] = [3, 3, 3, 2]
+    # late: the second; slow: the third; the fourth has not ended, and the fifth and sixth have waited 10 and 1 ms
+    assert not is_hopeless(args, work, timings, 6, 100 * ms)
+    assert is_hopeless(args, work, timings, 6, 100 * ms + 1)
 
 
 def test_a_line_for_every_degree_and_the_best_in_bold(
@@ -51,3 +71,12 @@ def test_what_makes_no_sense_is_said(
     with pytest.raises(SystemExit):
         parse_arguments()
     assert text in capsys.readouterr().err
+
+
+def test_a_model_that_runs_at_no_degree_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["capacity", str(tmp_path), "--gpus", "2", "--shape", "s=64/16"])
+    with pytest.raises(SystemExit, match="at none of the degrees"):
+        main()
+    assert "no config.json" in capsys.readouterr().out

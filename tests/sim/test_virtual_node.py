@@ -78,11 +78,18 @@ def block_bytes() -> int:
     return plan.kv_cache_bytes // node_of(plan).replicas[0].device.num_kv_blocks
 
 
-def test_who_gives_up_does_so_when_too_many_are_late() -> None:
+def test_a_hopeless_run_is_given_up_where_it_was_found_to_be() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def is_hopeless(timings: Timings, num_arrived: int, now_ns: int) -> bool:
+        asked.append((num_arrived, now_ns))
+        return num_arrived >= 128
+
     work = work_of(*((n, 400, 100) for n in range(256)))
-    slow = node_of(plan_of(max_num_seqs=1, max_num_batched_tokens=16))
-    assert slow.run(work, most_late=10, late_ns=100) is None
-    assert node_of(plan_of()).run(work, most_late=256, late_ns=100) is not None
+    node = node_of(plan_of())
+    assert node.run(work, is_hopeless) is None
+    assert asked == [(64, 63), (128, 127)]
+    assert node.clock.now_ns == 127
 
 
 def test_where_results_are_known_late_tokens_and_what_is_planned_from_them_come_late() -> None:
