@@ -1,0 +1,1 @@
+"""What tools/train_demo_model.py makes the demo model of."""
