@@ -135,7 +135,7 @@ class FakeCoordinator:
         self._socket.close()
         self._context.term()
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Waits until this fake's state is as expected."""
         wait_for(condition, timeout_s)
 
@@ -223,7 +223,7 @@ class FakeSupervisor:
         self._decoder = supervisor_decoder()
         self.heard: list[ToSupervisor] = []
 
-    def tell(self, name: str, message: FromSupervisor, timeout_s: float = 10.0) -> None:
+    def tell(self, name: str, message: FromSupervisor, timeout_s: float = 30.0) -> None:
         """Sends to a child as soon as it is connected."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -254,7 +254,7 @@ class FakeSupervisor:
         self._context.term()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Waits until `condition()`; AssertionError after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 def doctor(*arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "albireo.cli", "doctor", "--port", "0", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=220, check=False)
     return done.returncode, done.stdout
 
 

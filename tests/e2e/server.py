@@ -57,7 +57,7 @@ class Server:
         if not self.process.stderr.closed:
             self.wait()
 
-    def wait(self, timeout_s: float = 20) -> int:
+    def wait(self, timeout_s: float = 60) -> int:
         """The exit code; everything it wrote is in `lines`."""
         try:
             code = self.process.wait(timeout_s)
@@ -106,7 +106,7 @@ def processes() -> list[tuple[int, int, str]]:
     return found
 
 
-def eventually(condition: Any, timeout_s: float = 10) -> bool:
+def eventually(condition: Any, timeout_s: float = 60) -> bool:
     """True as soon as `condition()` is; False after the timeout."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

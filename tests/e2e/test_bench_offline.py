@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 def bench(*arguments: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "albireo.cli", "bench", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=220, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -40,7 +40,7 @@ def test_a_passed_socket_is_served_and_systemd_is_told(tmp_path: Path) -> None:
             messages = [notify.recv(4096).decode()]
             while not messages[-1].startswith("READY=1\n"):
                 messages.append(notify.recv(4096).decode())
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=60) as response:
                 assert json.load(response)["data"][0]["id"] == "albireo-demo"
             while messages[-2:] != ["WATCHDOG=1"] * 2:
                 messages.append(notify.recv(4096).decode())
@@ -53,7 +53,7 @@ def test_a_passed_socket_is_served_and_systemd_is_told(tmp_path: Path) -> None:
                 messages.append(notify.recv(4096).decode())
             assert process.stderr is not None
             stderr = process.stderr.read()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     first = [message.partition("=")[0] for message in messages[: messages.index("WATCHDOG=1")]]
     assert set(first) == {"EXTEND_TIMEOUT_USEC", "STATUS", "READY"} and first.count("READY") == 1
     assert f"albireo ready: {url} (socket passed by systemd" in stderr

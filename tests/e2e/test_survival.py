@@ -106,7 +106,7 @@ def test_an_idle_server_s_dead_are_replaced_too(server: Server, expected: list[s
         before = server.children()[f"albireo-{name}"]
         os.kill(before, signal.SIGKILL)
         assert eventually(lambda n=name, b=before: server.children().get(f"albireo-{n}", b) != b)
-    assert eventually(lambda: _answers(server, expected[0]), timeout_s=30)
+    assert eventually(lambda: _answers(server, expected[0]), timeout_s=60)
 
 
 def _answers(server: Server, expected: str) -> bool:

@@ -103,7 +103,7 @@ class FrontendServer:
         if self.error is not None and error is None:
             raise self.error
 
-    def join(self, timeout_s: float = 10.0) -> None:
+    def join(self, timeout_s: float = 60.0) -> None:
         """Waits for the frontend's end."""
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the frontend did not stop"

@@ -26,7 +26,7 @@ def server(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 def test_a_huge_body_is_a_413_by_its_declared_length_alone(server: FrontendServer) -> None:
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(f"{head}Content-Length: {limits.MAX_BODY_BYTES + 1}\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -34,7 +34,7 @@ def test_a_huge_body_is_a_413_by_its_declared_length_alone(server: FrontendServe
 
 
 def test_a_huge_body_is_a_413_while_it_is_read(server: FrontendServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(CHUNKED)
         for _ in range(limits.MAX_BODY_BYTES // 65536):
             connection.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
@@ -51,7 +51,7 @@ def test_large_bodies_in_the_making_have_room_for_so_many_bytes_together(
     large = CHUNKED + b"30000\r\n" + b"x" * 0x30000 + b"\r\n"
     with ExitStack() as opened:
         address = ("127.0.0.1", server.port)
-        clients = [opened.enter_context(socket.create_connection(address, timeout=5)) for _ in range(3)]
+        clients = [opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)]
         for client in clients:
             client.sendall(large)
         (refused,) = select.select(clients, [], [], 5)[0]
@@ -63,6 +63,6 @@ def test_large_bodies_in_the_making_have_room_for_so_many_bytes_together(
 
 def _is_read(server: FrontendServer, large: bytes) -> bool:
     """Whether it is read to its end, and then found to be no JSON."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(large + b"0\r\n\r\n")
         return connection.recv(10_000).startswith(b"HTTP/1.1 400 ")

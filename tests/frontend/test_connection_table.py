@@ -23,7 +23,7 @@ def room_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def connect(server: FrontendServer, opened: ExitStack) -> socket.socket:
-    return opened.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+    return opened.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
 
 
 def ask(connection: socket.socket) -> bytes:

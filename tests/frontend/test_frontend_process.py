@@ -73,13 +73,13 @@ def test_it_serves_ignores_ctrl_c_and_ends_on_sigterm(process: Process) -> None:
     process.child.send_signal(signal.SIGINT)
     assert httpx.get(process.url + "/live").status_code == 200
     process.child.terminate()
-    assert process.child.wait(5) == 0
+    assert process.child.wait(60) == 0
     assert process.close() == ""
 
 
 def test_it_ends_on_stop_before_it_was_ready(process: Process) -> None:
     process.supervisor.stop(NAME)
-    assert process.child.wait(10) == 0
+    assert process.child.wait(60) == 0
     assert not process.supervisor.hears(Ready)
 
 
@@ -87,7 +87,7 @@ def test_it_dies_with_its_supervisor(process: Process) -> None:
     process.supervisor.engine_ready(NAME)
     assert process.child.stdin is not None
     process.child.stdin.close()
-    assert process.child.wait(5) == 1
+    assert process.child.wait(60) == 1
     process.child.stdin = None
 
 
@@ -107,7 +107,7 @@ def test_a_broken_tokenizer_folder_is_one_line_and_exit_code_3(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     process = Process(run_dir, tmp_path)
-    assert process.child.wait(10) == 3
+    assert process.child.wait(60) == 3
     wait_for(lambda: process.supervisor.hears(Fatal))
     fatal = process.supervisor.heard[-1]
     assert isinstance(fatal, Fatal)
@@ -119,6 +119,6 @@ def test_a_broken_tokenizer_folder_is_one_line_and_exit_code_3(
 
 def test_a_message_that_it_does_not_know_is_fatal(process: Process) -> None:
     process.supervisor.tell(NAME, EngineReady(0))
-    assert process.child.wait(10) == 1
+    assert process.child.wait(60) == 1
     wait_for(lambda: process.supervisor.hears(Fatal))
     assert "EngineReady" in process.close() or "num_kv_blocks" in str(process.supervisor.heard[-1])

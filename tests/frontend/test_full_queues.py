@@ -26,7 +26,7 @@ def post_bytes(path: str, fields: dict[str, Any]) -> bytes:
 def connect(server: FrontendServer, number: int, opened: ExitStack) -> list[socket.socket]:
     """So many clients, which end with `opened`."""
     address = ("127.0.0.1", server.port)
-    return [opened.enter_context(socket.create_connection(address, timeout=5)) for _ in range(number)]
+    return [opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(number)]
 
 
 def test_chats_that_come_at_once_are_not_all_let_in_while_none_is_the_engine_s_yet(
@@ -116,7 +116,7 @@ def test_texts_to_tokenise_do_not_queue_up_without_bound(
     may_end = threading.Event()
 
     def encode_prompt(self: Tokenizer, text: str, field: str, adds_special: bool = True) -> list[int]:
-        may_end.wait(10)
+        may_end.wait(60)
         return [5]
 
     monkeypatch.setattr(Tokenizer, "encode_prompt", encode_prompt)
@@ -144,7 +144,7 @@ def test_large_texts_that_wait_for_a_thread_have_so_many_bytes_together(
 
     def encode_prompt(self: Tokenizer, text: str, field: str, adds_special: bool = True) -> list[int]:
         encoded.append(len(text))
-        may_end.wait(10)
+        may_end.wait(60)
         return [5]
 
     monkeypatch.setattr(Tokenizer, "encode_prompt", encode_prompt)

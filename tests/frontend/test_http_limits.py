@@ -30,7 +30,7 @@ def endless(tokenizer_path: Path, run_dir: Path) -> Iterator[FrontendServer]:
 
 def answer(server: FrontendServer, *pieces: bytes) -> bytes:
     """What comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
@@ -167,7 +167,7 @@ def test_a_body_that_ends_after_its_answer_leaves_no_connection_behind(
     server: FrontendServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BoundedHttpProtocol, "check", with_keep_alive(BoundedHttpProtocol.check, 0.1))
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
         assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
         connection.sendall(b"}")

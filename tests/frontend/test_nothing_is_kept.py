@@ -63,7 +63,7 @@ REQUESTS = {
 
 def play(server: FrontendServer, request: bytes) -> bytes:
     """What comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request)
         data = b""
         while piece := connection.recv(65536):
@@ -121,7 +121,7 @@ def test_nor_does_one_that_the_engine_refused(tokenizer_path: Path, run_dir: Pat
 
 def test_nor_does_a_client_that_leaves_in_the_middle_of_a_stream(tokenizer_path: Path, run_dir: Path) -> None:
     def leave(server: FrontendServer) -> None:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sendall(completion(stream=True, max_tokens=200))
             connection.recv(100)
@@ -136,7 +136,7 @@ def test_nor_does_a_client_that_leaves_in_the_middle_of_a_stream(tokenizer_path:
 def test_nor_does_an_idle_connection_that_is_reset(server: FrontendServer) -> None:
     with nothing_kept():
         for _ in range(NUM_REQUESTS):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -115,7 +115,7 @@ def locked(tokenizer_path: Path, run_dir: Path) -> Iterator[FrontendServer]:
 def raw_get(server: FrontendServer, path: str, *headers: str) -> bytes:
     """A request that no client library would tidy up."""
     request = "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *headers, "", ""])
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request.encode())
         return connection.makefile("rb").read()
 

@@ -81,7 +81,7 @@ class Engine:
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.supervisor.pids()[name], number)
 
-    def watch_until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    def watch_until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
         """Raises EngineStopped."""
         deadline_s = time.monotonic() + timeout_s
         while not condition():
