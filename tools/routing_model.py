@@ -69,8 +69,9 @@ class View:
 
     is_up = True
 
-    def __init__(self, replica: VirtualReplica, load: SharedLoad) -> None:
+    def __init__(self, replica: VirtualReplica, load: SharedLoad, held_work: float) -> None:
         self.replica = replica
+        self._held_work = held_work
         self._load = load
         self._num_own = self._num_prompt_tokens = 0
 
@@ -80,7 +81,7 @@ class View:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return self._load.num_prompt_tokens
+        return self._load.num_prompt_tokens + int(self._held_work * self.replica.num_held_tokens)
 
     def add(self, num_sequences: int, num_prompt_tokens: int) -> None:
         self._num_own += num_sequences
@@ -103,8 +104,9 @@ class Run:
 
     def __init__(
         self, policy: RoutingPolicy, load: ConversationSettings, num_replicas: int, num_frontends: int,
-        plan: EnginePlan, seed: int,
+        plan: EnginePlan, seed: int, held_work: float = 0.0,
     ) -> None:  # fmt: skip
+        """`held_work`: what a token of KV that a replica's requests hold is to the router, in prompt tokens."""
         self._clock = Clock()
         self._load = load
         self._vocab_size = plan.checkpoint.model.vocab_size
@@ -119,7 +121,7 @@ class Run:
         self._frontends = [
             (
                 Router(policy, own, num_replicas, replicas[0].kv_tokens),
-                [View(replica, shared) for replica, shared in zip(replicas, own.loads, strict=True)],
+                [View(replica, shared, held_work) for replica, shared in zip(replicas, own.loads, strict=True)],
             )
             for own in new_routes(num_replicas, num_frontends)
         ]
@@ -222,6 +224,8 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(SHAPES), default="qwen3-14b")
     parser.add_argument("--spec", default="h100", help="preset or spec file of the simulated GPU")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--held-work", type=float, default=0.0, metavar="W", help="what if the router counted each "
+                        "token of KV that requests hold as W prompt tokens of work (it does not)")  # fmt: skip
     args = parser.parse_args()
     try:
         plan = engine_plan(args.model, args.spec, args.kv_gib)
@@ -238,7 +242,8 @@ def main() -> None:
         for policy in args.policies:
             for num_frontends in args.frontends:
                 runs = [
-                    Run(policy, load, args.replicas, num_frontends, plan, seed) for seed in range(1, args.seeds + 1)
+                    Run(policy, load, args.replicas, num_frontends, plan, seed, args.held_work)
+                    for seed in range(1, args.seeds + 1)
                 ]
                 print(f"| {name} | {policy} | {num_frontends} | {row(runs, args.replicas)} |", flush=True)
 

@@ -112,6 +112,8 @@ class VirtualReplica:
         self.num_steps = 0
         self.num_sequences = 0
         """Waiting and running, as the coordinator would say: at the last step."""
+        self.num_held_tokens = 0
+        """Of the KV cache, what requests held then."""
 
     @property
     def kv_tokens(self) -> int:
@@ -138,6 +140,7 @@ class VirtualReplica:
         self._on_step(admitted, rows)
         self._launch()
         self.num_sequences = self.scheduler.slots.num_running + len(self.scheduler.waiting)
+        self.num_held_tokens = self.scheduler.pool.num_used * self.scheduler.config.block_size
 
     def _launch(self) -> None:
         """As many steps as may be in flight."""

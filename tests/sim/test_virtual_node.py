@@ -9,9 +9,10 @@ from virtual_node import Timings, VirtualNode, Workload
 from virtual_replica import Clock, VirtualReplica
 
 from albireo.coordinator.request import Request
+from albireo.coordinator.results import ConfirmedRows
 from albireo.engine_args import EngineArgs, EnginePlan, plan_engine
 from albireo.frontend.routing import Router
-from albireo.messages import SamplingParams
+from albireo.messages import Admitted, SamplingParams
 from albireo.serve import DEMO_MODEL
 from albireo.sim.roofline import Roofline, StepWork
 from albireo.sim.spec import read_spec
@@ -93,9 +94,14 @@ def test_a_hopeless_run_is_given_up_where_it_was_found_to_be() -> None:
 
 
 def test_where_results_are_known_late_tokens_and_what_is_planned_from_them_come_late() -> None:
-    plan, known_ns = plan_of(run_ahead=0), []
+    plan, known_ns, held = plan_of(run_ahead=0), [], set()
     clock = Clock()
-    replica = VirtualReplica(plan, clock, lambda admitted, rows: known_ns.append(clock.now_ns), confirm_ns=CONFIRM_NS)
+
+    def on_step(admitted: list[Admitted], rows: ConfirmedRows) -> None:
+        known_ns.append(clock.now_ns)
+        held.add(replica.num_held_tokens)
+
+    replica = VirtualReplica(plan, clock, on_step, confirm_ns=CONFIRM_NS)
     request = Request(
         frontend=0, request_id=0, tokens=np.zeros(100, np.int32), priority=0, arrival=0, max_total_tokens=104,
         sampling=SamplingParams(max_tokens=4, ignore_eos=True), cache_salt="",
@@ -106,3 +112,5 @@ def test_where_results_are_known_late_tokens_and_what_is_planned_from_them_come_
     works = [StepWork.prefill(1, 100), *(StepWork.decode(1, context) for context in (101, 102, 103))]
     steps_ns = [round(1e9 * roofline.step(work).total) + CONFIRM_NS for work in works]
     assert known_ns == [sum(steps_ns[: number + 1]) for number in range(4)]
+    assert held == {0, 112}, "blocks of 16 tokens, as of the step before"
+    assert replica.num_held_tokens == 0
