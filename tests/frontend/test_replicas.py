@@ -38,7 +38,7 @@ from albireo.shm.layout import ENGINE_STATS, REQUEST_COUNTS
 
 LONG = list(range(200))
 DIGITS = Grammar("regex", "[0-9]+", "structured_outputs")
-PATIENCE = 100
+PATIENCE = 600
 """How often it is looked for what must come."""
 
 
@@ -46,7 +46,7 @@ async def until(condition: Callable[[], bool]) -> None:
     for _ in range(PATIENCE):
         if condition():
             return
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
 
 
 class Coordinator:
@@ -54,6 +54,22 @@ class Coordinator:
 
     def __init__(self, router: "zmq.Socket[bytes]") -> None:
         self.router = router
+        self.num_sent = 0
+        self.num_taken = 0
+        """Messages that the client has taken."""
+
+    def connect(self, client: EngineClient, link: "zmq.Socket[bytes]") -> None:
+        """Has the client take this coordinator's messages there, and counts them."""
+        on_frame = EngineClient._on_frame
+
+        def counted(frame: bytes, begin_ns: int) -> None:
+            try:
+                on_frame(client, frame, begin_ns)
+            finally:
+                self.num_taken += 1
+
+        client._on_frame = counted  # type: ignore[method-assign]
+        client.connect(link)
 
     async def heard(self) -> list[Submit | Abort]:
         await asyncio.sleep(0.05)
@@ -90,11 +106,14 @@ class Coordinator:
 
     async def give_up(self, request_id: int) -> None:
         """The request is constrained, and there is no grammar process."""
-        self.router.send_multipart([self.identity, encode(Failed(request_id, "it has died", is_transient=True))])
+        await self._send(Failed(request_id, "it has died", is_transient=True))
 
-    async def _send(self, tokens: Tokens) -> None:
-        self.router.send_multipart([self.identity, encode(tokens)])
-        await asyncio.sleep(0.3)  # for it to be heard on a busy machine
+    async def _send(self, message: Tokens | Failed) -> None:
+        """Until the client has taken it."""
+        self.router.send_multipart([self.identity, encode(message)])
+        self.num_sent += 1
+        await until(lambda: self.num_taken == self.num_sent)
+        assert self.num_taken == self.num_sent
 
 
 class Stage:
@@ -140,7 +159,7 @@ def play(run_dir: Path) -> Callable[[Scene], None]:
             links.append(link)
         replicas = Replicas(clients, partial(Router, "cache-aware", routes, 2))
         for number, (client, link) in enumerate(zip(clients, links, strict=True)):
-            client.connect(link)
+            coordinators[number].connect(client, link)
             replicas.up(number, 10_000)
         try:
             await scene(Stage(replicas, coordinators, stats))
