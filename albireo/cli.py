@@ -115,7 +115,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
                         help="seconds that a request may wait for its first step; then it gets 503 (default: 0, "
                              "as long as its client waits)")  # fmt: skip
     engine.add_argument("--run-ahead", type=in_range(0, 16), default=2, metavar="K",
-                        help="steps planned ahead (1 while steps take over 5 ms); 0: synchronous")  # fmt: skip
+                        help="steps planned ahead (1 while steps take over 20 ms); 0: synchronous")  # fmt: skip
     engine.add_argument("--cpu-threads", type=in_range(1, 1024), help="threads of the model (default: all cores)")
     add_http_arguments(parser.add_argument_group("http"))
     add_operations_arguments(parser.add_argument_group("operations"))

@@ -174,8 +174,9 @@ def _choose_device(args: EngineArgs) -> tuple[DeviceName, DeviceSpec | None]:
     elif device != "sim" and (utilization is not None or args.enforce_eager):
         flag = "--enforce-eager" if args.enforce_eager else "--gpu-memory-utilization"
         raise StartupError(f"{flag} is for --device cuda, not for {device}", exit_code=2)
-    if spec is not None:
-        _check_sim_args(args)
+    if args.collectives is not None and device in ("sim", "null"):
+        why = "an exchange takes what the spec's [link] says" if device == "sim" else "its ranks exchange nothing"
+        raise StartupError(f"--collectives {args.collectives} is not for --device {device}: {why}", exit_code=2)
     if args.null_step_ms is None:
         return device, spec
     if device != "null":
@@ -223,15 +224,6 @@ def _check_cuda_args(args: EngineArgs) -> None:
         raise StartupError("--collectives shm is for --device cpu: nccl and gloo run on GPUs", exit_code=2)
     if args.collectives == "gloo" and not args.enforce_eager:
         raise StartupError("--collectives gloo cannot be captured on a GPU: add --enforce-eager", exit_code=2)
-
-
-def _check_sim_args(args: EngineArgs) -> None:
-    """What a simulated device has no use for."""
-    if args.collectives is not None:
-        raise StartupError(
-            f"--collectives {args.collectives} is not for --device sim: an exchange takes what the spec's [link] says",
-            exit_code=2,
-        )
 
 
 def _size_sequences(

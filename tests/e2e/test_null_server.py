@@ -67,6 +67,7 @@ def test_who_waits_behind_a_long_stream_is_told_to_come_again_and_the_stream_goe
         (["--queue-timeout", "nan"], "--queue-timeout nan is out of range: 0 for none, or 0.1 to 86400 seconds"),
         (["--queue-timeout", "-1"], "--queue-timeout -1 is out of range: 0 for none, or 0.1 to 86400 seconds"),
         (["--device", "null", "--cpu-threads", "2"], "--cpu-threads is for --device cpu, not for null"),
+        (["--device", "null", "--collectives", "gloo"], "--collectives gloo is not for --device null"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
