@@ -42,12 +42,13 @@ def run_tune(args: argparse.Namespace, serve_flags: Sequence[str], argv: Sequenc
     started. `argv`: for the record."""
     from albireo.bench.prompts import PromptError
     from albireo.bench.settings import SettingsError
+    from albireo.serve_flags import shown
     from albireo.shm.segment import SegmentError
 
     try:
         if args.saved is not None:
             _check_alone(args, argv)
-        return _run(args, serve_flags, shlex.join(["albireo-run", *argv]))
+        return _run(args, serve_flags, shlex.join(["albireo-run", *shown(argv)]))
     except SettingsError as error:
         print(f"albireo-run tune: {error}", file=sys.stderr)
         return EXIT_BAD_ARGUMENTS

@@ -10,14 +10,15 @@ from albireo import child
 from albireo.bench.gpu_use import joules_per_output_token
 from albireo.bench.machine import describe_machine, describe_versions
 from albireo.bench.metrics import RunMetrics, distribution, summarise
+from albireo.bench.own_engine import addressed
 from albireo.bench.prompts import load_tokenizer
 from albireo.bench.report import remarks
 from albireo.bench.serve import BenchError, OfferedLoad, ServeRun, serve_bench
 from albireo.bench.settings import ServeBenchSettings
 from albireo.checkpoint import CheckpointError
-from albireo.config import environment_api_keys
 from albireo.engine_file import EngineInfo
 from albireo.engine_process import EngineProcess, EngineProcessError
+from albireo.serve_flags import shown
 from albireo.shm.segment import SegmentError
 from albireo.tune.engine_watch import PREEMPTIONS, STEPS, SWAPPED_IN, SWAPPED_OUT, EngineUse, EngineWatch
 from albireo.tune.figures import LoadFigures, Refusal, StepCost, TuneRecord, Turn
@@ -36,7 +37,7 @@ def measure(settings: TuneSettings, command: str, on_turn: Callable[[TuneRecord]
     tokenizer = load_tokenizer(settings.tokenizer or settings.model)
     loads = make_loads(settings, tokenizer)
     record = TuneRecord(
-        settings=settings,
+        settings=msgspec.structs.replace(settings, serve_flags=tuple(shown(settings.serve_flags))),
         command=command,
         date=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         machine=describe_machine(),
@@ -99,8 +100,7 @@ def _measure_engine(
     engine: EngineInfo,
 ) -> Turn:
     """The fixed batch first: it warms the server up. Raises BenchError when a load brings nothing at all."""
-    asked = request_settings(settings)
-    asked = msgspec.structs.replace(asked, base_url=engine.url, insecure=True, model=engine.model_name)
+    asked = addressed(request_settings(settings), engine, settings.serve_flags)
     step, step_remark = _time_steps(settings, asked, degree, engine)
     figures, notes, use = [], [], None
     for label, load in loads.items():
@@ -140,7 +140,7 @@ def _time_steps(
         seed=settings.seed + 1,
     )
     try:
-        run = serve_bench(fixed, _api_key())
+        run = serve_bench(fixed, api_key=None)
         begun_ns = min(outcome.start_ns for outcome in run.outcomes)
         # outcomes are timed by time.perf_counter_ns, which on Linux is the record's clock
         cost = step_cost(engine.read_flight(), num_replicas, batch, begun_ns)
@@ -156,7 +156,7 @@ def _offer(asked: ServeBenchSettings, load: OfferedLoad) -> tuple[ServeRun, Engi
         watches.append(EngineWatch(*about))  # type: ignore[arg-type]
         return watches[-1]
 
-    run = serve_bench(asked, _api_key(), load, watch)
+    run = serve_bench(asked, None, load, watch)
     return run, watches[0].use
 
 
@@ -193,9 +193,3 @@ def _latencies(metrics: RunMetrics) -> dict[str, dict[str, float]]:
 
 def _total(use: EngineUse | None, name: str) -> int:
     return 0 if use is None else round(use.total(name))
-
-
-def _api_key() -> str | None:
-    """The server has the keys of the environment too."""
-    keys = environment_api_keys()
-    return keys[0] if keys else None

@@ -113,12 +113,13 @@ def test_a_run_names_t_e_and_a_degree_that_is_refused_is_a_row(
     refused = capsys.readouterr().err.splitlines()[-1]
     assert "tensor-parallel size 3 does not divide" in refused
     flags[1], flags[3] = "1", "1"
-    engine = ["--", "--device", "null", "--null-step-ms", "2"]
+    engine = ["--", "--device", "null", "--null-step-ms", "2", "--api-key", "its-own"]
     assert main(["tune", "demo", *flags, *files, "--num-prompts", "8", *engine]) == 0
     printed = capsys.readouterr().out
     assert "t_e = 1: " in printed
     assert "no meter" in printed
     assert "--tensor-parallel-size 1 --device null --null-step-ms 2" in printed
+    assert not any("its-own" in each for each in (printed, saved.read_text(), page.read_text())), "a key is kept"
     figures = json.loads(saved.read_text())
     (turn,) = figures["turns"]
     (load,) = turn["loads"]
