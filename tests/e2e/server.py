@@ -34,7 +34,11 @@ class Server:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._ready.wait(START_TIMEOUT_S)
+        try:
+            self._ready.wait(START_TIMEOUT_S)
+        except BaseException:  # the test's own time is up
+            self.process.kill()
+            raise
         if not self.url:
             self.process.kill()
             raise AssertionError("the server did not become ready:\n" + "\n".join(self.lines))
