@@ -75,6 +75,8 @@ def _contradiction(args: argparse.Namespace, serve_flags: Sequence[str]) -> str 
     if args.base_url is None:
         if args.model_name is not None:
             return "--model names a model of the server at --base-url; to serve a folder, name it without --model"
+        if args.api_key is not None:
+            return "--api-key is for the server at --base-url: the key of one that is started here goes behind `--`"
         return None
     if args.model is not None:
         return f"{args.model} would be served by a server of its own: leave it out, or leave out --base-url"

@@ -37,7 +37,8 @@ class ParsedChatFormat(ChatFormat):
         super().__init__(request, model, prompts, texts)
         self._reads_reasoning = parsing.reads_reasoning
         tells_usage = self._with_usage or not request.stream
-        self._messages = ParsedMessages(parsing, texts if tells_usage else None)
+        skips = request.skip_special_tokens is not False
+        self._messages = ParsedMessages(parsing, texts if tells_usage else None, skips)
         self._kept_ids: dict[int, list[int]] = {}
         """Token ids of text that is held back."""
 

@@ -11,10 +11,17 @@ from albireo.frontend.reasoning_tokens import ReasoningTokens
 class ParsedMessages:
     """The parsers of one response's sequences, and what they found."""
 
-    def __init__(self, parsing: MessageParsing | None, texts: DetokenizerFactory | None = None) -> None:
-        """`parsing` None: all is text. With `texts` the tokens of the reasoning are counted, where it is read."""
+    def __init__(
+        self,
+        parsing: MessageParsing | None,
+        texts: DetokenizerFactory | None = None,
+        skip_special_tokens: bool = True,
+    ) -> None:
+        """`parsing` None: all is text. With `texts` the tokens of the reasoning are counted, where it is read.
+        `skip_special_tokens`: whether the sequences' texts are without them."""
         self._parsing = parsing or MessageParsing(PlainText)
         self._texts = texts if self._parsing.reads_reasoning else None
+        self._skip_special_tokens = skip_special_tokens
         self._reasoning: dict[int, ReasoningTokens] = {}
         self._parsers: dict[int, MessageParser] = {}
         self._with_calls: set[int] = set()
@@ -52,6 +59,6 @@ class ParsedMessages:
 
     def _begin(self, index: int) -> MessageParser:
         if self._texts is not None:
-            self._reasoning[index] = ReasoningTokens(self._texts(True, self._parsing.shown))
+            self._reasoning[index] = ReasoningTokens(self._texts(self._skip_special_tokens, self._parsing.shown))
         parser = self._parsers[index] = self._parsing.make()
         return parser

@@ -70,6 +70,7 @@ def test_a_model_that_cannot_be_served_is_one_line_and_exit_code_3() -> None:
         (["--base-url", "localhost:8000"], "--base-url must start with"),
         (["folder", "--base-url", "http://x"], "leave it out, or leave out --base-url"),
         (["--model", "name"], "--model names a model of the server at --base-url"),
+        (["--api-key", "key"], "--api-key is for the server at --base-url"),
         (["--base-url", "http://x", "--", "--device", "cpu"], "flags behind `--`"),
     ],
 )

@@ -122,6 +122,18 @@ def test_a_response_counts_the_tokens_of_its_reasoning(client: OpenAI, tokenizer
         assert two.completion_tokens_details.reasoning_tokens == 2 * counted
 
 
+def test_special_tokens_that_are_shown_are_text_of_the_reasoning_too(
+    tokenizer_path: Path, tokenizer: Tokenizer, run_dir: Path
+) -> None:
+    thought = tokenizer.encode("<think>The<|im_start|>fox?").ids
+    reply = tokens_reply([*thought, *tokenizer.encode("</think>Hello world, the lazy dog").ids], eos=2)
+    with FrontendServer(run_dir, tokenizer_path, reply, reasoning_parser="qwen3") as server:
+        for is_skipped in (True, False):
+            fields = {"messages": CHAT["messages"], "max_tokens": 200, "skip_special_tokens": is_skipped}
+            usage = httpx.post(server.url + "/v1/chat/completions", json=fields, timeout=30).json()["usage"]
+            assert usage["completion_tokens_details"]["reasoning_tokens"] == len(thought)
+
+
 def test_a_chat_s_token_ids_are_given_only_where_they_are_asked_for(client: OpenAI) -> None:
     for stream in (False, True):
         answer: Any = client.chat.completions.create(**CHAT, stream=stream)
