@@ -131,9 +131,10 @@ class EngineClient:
         for generation in self._live.values():
             self._send(encode(_resumption(generation)))
 
-    def leave(self) -> list[Generation]:
-        """The live generations that go on elsewhere: all but those that may be what kills replicas, which wait."""
-        generations = [generation for generation in self._live.values() if generation.may_leave()]
+    def leave(self, has_place: Callable[[Generation], bool]) -> list[Generation]:
+        """The live generations that go on elsewhere: all that have a place there, but those that may be what kills
+        replicas. The others wait."""
+        generations = [each for each in self._live.values() if has_place(each) and each.may_leave()]
         for generation in generations:
             self._drop(generation.request_id)
             self._abort(generation.request_id)

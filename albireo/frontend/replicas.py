@@ -65,7 +65,8 @@ class Replicas:
             self._move_all(replica)
 
     def _move_all(self, replica: int) -> None:
-        generations = self._clients[replica].leave()
+        # where no other serves grammars, the constrained wait for their own replica: it serves them when it is back
+        generations = self._clients[replica].leave(lambda generation: bool(self._able(_grammar_of(generation))))
         if generations:
             logger.warning("replica %d is down: %d requests go on with others", replica, len(generations))
         leaders: dict[int, Route] = {}
@@ -156,3 +157,8 @@ class Replicas:
         """Sends the aborts that are left and stops listening."""
         for client in self._clients:
             client.close()
+
+
+def _grammar_of(generation: Generation) -> Grammar | None:
+    assert generation.submission is not None, "a live generation was submitted"
+    return generation.submission.grammar

@@ -279,11 +279,13 @@ def test_a_constrained_request_goes_where_grammars_are_served_and_others_do_not_
         assert {stage.submit([number], grammar=DIGITS).replica for number in range(6)} == {1}
         assert {stage.submit([number]).replica for number in range(6, 16)} == {0, 1}
         stage.stats["grammars_are_down"] = 1, 0
-        moved = stage.submit(LONG, grammar=DIGITS)
-        stage.replicas.down(1)  # none is left that serves it: whoever gets it says so
-        assert moved.replica == 0
+        waits = stage.submit(LONG, grammar=DIGITS)
+        stage.replicas.down(1)
+        assert waits.replica == 1, "nobody else serves it, and its own will when it is back"
+        assert stage.submit(LONG, grammar=DIGITS).replica == 0  # which says that it does not
         stage.stats["grammars_are_down"] = 0, 1
         stage.replicas.up(1, 10_000)
+        assert waits.replica == 1 and not waits.ended
         assert {stage.submit([number], grammar=DIGITS).replica for number in range(20, 26)} == {0}
 
     play(scene)
