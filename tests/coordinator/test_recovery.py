@@ -82,6 +82,7 @@ def test_what_killed_the_workers_of_another_coordinator_is_ended_when_it_kills_a
     harness.run()
     # and as another one hears of them
     harness.submit(0, 3, [1, 2, 5], max_tokens=20, ignore_eos=True, num_crashes=1)
+    harness.hear()
     harness.submit(1, 4, [1, 2, 6], max_tokens=20, ignore_eos=True, num_crashes=1)
     harness.hear()
     assert harness.running() == {3}, "its death would be laid to both"
