@@ -38,6 +38,7 @@ def state(pid_file: Path) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_servers_are_measured_in_turns_and_compared_by_the_ratio_of_medians(model: Path) -> None:
     flags = ["--model", str(model), "--workloads", "W1", "--rounds", "2", "--warmup-rounds", "0"]
     servers = [*launch("ours", model), *launch("peer", model)]

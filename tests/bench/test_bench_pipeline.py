@@ -42,6 +42,7 @@ def test_the_control_plane_alone_is_measured_while_the_batch_stays_full(
     assert "coordinator" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_over_http_the_frontend_is_measured_too(tmp_path: Path) -> None:
     measured = measurements(tmp_path / "out.json", "--batch", "4", "--step-ms", "1", "--output-len", "50", "--http")
     assert [one["client"] for one in measured] == ["zmq", "http-stream", "http"]

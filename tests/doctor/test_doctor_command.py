@@ -39,6 +39,7 @@ def test_all_that_is_in_the_way_is_said_at_once_with_exit_code_3() -> None:
     assert text.endswith("✗ a server cannot start like this")
 
 
+@pytest.mark.slow
 def test_a_simulated_device_is_looked_at_as_others() -> None:
     code, output = doctor("--device", "sim:h100", "-tp", "4")
     text = " ".join(output.split())

@@ -94,6 +94,7 @@ def test_a_signal_ends_both_and_leaves_nothing(server: Server) -> None:
     assert not {pid for pid, _, _ in processes()} & children
 
 
+@pytest.mark.slow
 def test_when_one_frontend_dies_the_others_streams_go_on_and_another_takes_its_place(server: Server) -> None:
     port = int(server.url.rsplit(":", 1)[1])
 

@@ -71,6 +71,7 @@ def test_a_trace_of_a_running_server_has_every_process_and_the_steps_in_order(
     assert all(planned[step] < begins[step] < confirmed[step] for step in begins)
 
 
+@pytest.mark.slow
 def test_watching_for_a_time_shows_the_steps_of_that_time(environment: dict[str, str]) -> None:
     with Server("--kv-cache-bytes", "16M", env=environment) as server:
         complete(server, 10)

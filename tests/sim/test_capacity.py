@@ -11,6 +11,7 @@ from albireo.engine_args import EngineArgs, plan_engine
 from albireo.serve import DEMO_MODEL
 
 
+@pytest.mark.slow
 def test_the_rate_that_is_found_is_carried_and_a_little_more_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
         "capacity --device sim:l40 --gpus 2 --shape s=64/16 --seconds 1 --max-num-seqs 8 --goodput ttft:5 tpot:50 demo"

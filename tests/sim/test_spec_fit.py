@@ -25,6 +25,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_spec_are_those_of_the_spec_that_is_fitted_to_them() -> None:
     seconds = predict(TRUE, model(), "bfloat16", "local", GRID)
     points = [point._replace(seconds=each) for point, each in zip(GRID, seconds, strict=True)]

@@ -53,6 +53,7 @@ def random_request(generator: np.random.Generator) -> Adjustments:
     )
 
 
+@pytest.mark.slow
 def test_sequences_grow_and_slots_are_reused(device: torch.device) -> None:
     """Every step adds a token to some sequences; now and then another request takes a slot."""
     generator, slots = np.random.default_rng(3), Slots(6, device)

@@ -53,6 +53,7 @@ def random_logits(generator: np.random.Generator, n: int = NUM_SLOTS) -> torch.T
     return torch.from_numpy((generator.standard_normal((n, VOCAB)) * 5).astype(np.float32))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(
     st.lists(requests, min_size=NUM_SLOTS, max_size=NUM_SLOTS),
